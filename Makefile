@@ -1,0 +1,64 @@
+# `make help` lists the targets. Each does all its own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTO_FILES = $(shell find protos -name '*.proto')
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test test-fast lint proto proto-check bench format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## Start the three services, push the sample model, send requests, stop
+	$(BIN)/modelfleet demo
+
+up: $(STAMP) ## Start the three services and serve until Ctrl-C
+	$(BIN)/modelfleet up $(ARGS)
+
+test: lint proto-check ## Everything that CI checks
+	$(BIN)/pytest $(ARGS)
+
+test-fast: $(STAMP) ## The tests that take seconds
+	$(BIN)/pytest -m 'not slow' $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy, buf
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+format: $(STAMP) ## Format Python and protos
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd protos && ../$(BIN)/buf format --write
+
+proto: $(STAMP) ## Generate the stubs in services/modelfleet/api from protos/
+	find services/modelfleet/api -name '*_pb2*' -delete 2>/dev/null || true
+	$(call generate,services)
+
+proto-check: $(STAMP) ## Stubs are fresh, and no contract of main is broken
+	rm -rf .cache/stubs && mkdir -p .cache/stubs
+	$(call generate,.cache/stubs)
+	diff -r -x __pycache__ .cache/stubs/modelfleet/api services/modelfleet/api
+	deploy/ci/buf-breaking
+
+# Run from the virtual environment so that protoc finds the mypy plugins there.
+define generate
+	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=protos \
+	  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
+endef
+
+bench: $(STAMP) ## Measure against a bare ONNX Runtime loop; JSON=FILE also writes the figures
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[export]'
+	$(BIN)/modelfleet bench $(if $(JSON),--json-file $(JSON)) $(ARGS)
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) .cache

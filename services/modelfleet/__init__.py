@@ -1,0 +1,1 @@
+"""modelfleet: models as a service over gRPC."""

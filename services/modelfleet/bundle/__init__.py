@@ -1,0 +1,1 @@
+"""The files of one model version: names, manifest, hashes. Knows nothing of gRPC."""

@@ -1,0 +1,108 @@
+"""The manifest: what a bundle's files are for. `modelfleet.yaml` on disk, JSON on the wire."""
+
+import json
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from modelfleet.runtime.errors import InvalidBundleError
+
+MANIFEST_FILE = "modelfleet.yaml"
+
+
+class Task(StrEnum):
+    """What a model answers."""
+
+    EMBED = "embed"
+    CLASSIFY = "classify"
+    ENTITIES = "entities"
+    RERANK = "rerank"
+    GENERATE = "generate"
+    TENSOR = "tensor"
+
+
+class Pooling(StrEnum):
+    """How token vectors become one vector."""
+
+    MEAN = "mean"
+    """Mean over the tokens that are no padding."""
+    CLS = "cls"
+    """The first token's."""
+    LAST = "last"
+    """The last token's that is no padding."""
+    MODEL = "model"
+    """The graph pools by itself: its output is [batch, dimensions]."""
+
+
+class Activation(StrEnum):
+    """How logits become probabilities."""
+
+    SOFTMAX = "softmax"
+    """One label is right."""
+    SIGMOID = "sigmoid"
+    """Each label is right or not."""
+
+
+class Manifest(BaseModel):
+    """A bundle's manifest. Paths are relative to the bundle, with `/`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    task: Task
+    model: str
+    """Path of the ONNX graph."""
+    tokenizer: str | None = None
+    """Path of `tokenizer.json`. Every task but `tensor` needs one."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens in one sequence, special tokens included. Every task but `tensor` needs it."""
+    pad_token_id: int = Field(default=0, ge=0)
+    """Token id that fills short sequences."""
+    output: str | None = None
+    """Name of the graph's output that is read; its first when absent."""
+    labels: tuple[str, ...] = ()
+    """Labels in the order of the outputs; `entities` models write them B-X, I-X and O."""
+    pooling: Pooling = Pooling.MEAN
+    """For `embed`."""
+    normalize: bool = False
+    """For `embed`: scale vectors to L2 norm 1."""
+    activation: Activation = Activation.SOFTMAX
+    """For `classify`."""
+    license: str | None = None
+    """SPDX identifier or name of the weights' licence."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.task is not Task.TENSOR:
+            if self.tokenizer is None:
+                raise ValueError(f"a model of the task {self.task.value!r} needs a tokenizer: add tokenizer.json")
+            if self.max_tokens is None:
+                raise ValueError(f"a model of the task {self.task.value!r} needs max_tokens")
+        if self.task in (Task.CLASSIFY, Task.ENTITIES) and not self.labels:
+            raise ValueError(f"a model of the task {self.task.value!r} needs labels, in the order of its outputs")
+        return self
+
+    def to_json(self) -> str:
+        """Return the canonical JSON, which a bundle's digest covers: sorted keys, no spaces, defaults included."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str = "manifest_json") -> Self:
+        """Read and check a manifest. Raises InvalidBundleError that names `source` and each field at fault."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise InvalidBundleError(f"{source}: {_explained(error)}", field=source) from None
+
+    @classmethod
+    def from_mapping(cls, values: object, *, source: str) -> Self:
+        """Check a manifest that was read from YAML. Raises InvalidBundleError that names `source`."""
+        return cls.from_json(json.dumps(values), source=source)
+
+
+def _explained(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"]) or "manifest"
+        problems.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
+    return "; ".join(problems)

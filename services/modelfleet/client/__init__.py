@@ -1,0 +1,1 @@
+"""Channels with balancing, retries and health; typed calls, numpy in and numpy out."""

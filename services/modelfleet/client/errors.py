@@ -1,0 +1,68 @@
+"""From gRPC statuses back to the errors that the services raised."""
+
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from modelfleet.runtime import errors
+from modelfleet.runtime.errors import ModelfleetError
+
+_STATUS_DETAILS = "grpc-status-details-bin"
+
+# What a status means that no modelfleet service wrote, such as gRPC's own "connection refused".
+_BARE_CODES: dict[grpc.StatusCode, type[ModelfleetError]] = {
+    grpc.StatusCode.UNAVAILABLE: errors.UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExpiredError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.OverloadedError,
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidInputError,
+    grpc.StatusCode.NOT_FOUND: errors.NotFoundError,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.StateConflictError,
+}
+
+
+def from_rpc_error(error: grpc.RpcError) -> ModelfleetError:
+    """
+    Return the error that a failed call tells of.
+
+    Its class is the one that the service raised, known by ErrorInfo.reason, or else the nearest to the status code.
+    """
+    code: grpc.StatusCode = error.code()
+    message: str = error.details() or code.name
+    details = _details(error)
+    info = next((detail for detail in details if isinstance(detail, error_details_pb2.ErrorInfo)), None)
+    kind = _BY_REASON.get(info.reason) if info else None
+    translated = (kind or _BARE_CODES.get(code, errors.InternalError))(message)
+    if info:
+        translated.request_id = info.metadata.get("request_id")
+    for detail in details:
+        if isinstance(detail, error_details_pb2.RetryInfo):
+            translated.retry_after_s = detail.retry_delay.ToNanoseconds() / 1e9
+        elif isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations:
+            translated.field = detail.field_violations[0].field
+    return translated
+
+
+def _details(error: grpc.RpcError) -> list[object]:
+    found: list[object] = []
+    metadata = cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ())
+    for key, value in metadata:
+        if key == _STATUS_DETAILS:
+            for packed in status_pb2.Status.FromString(value).details:
+                for kind in (error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo, error_details_pb2.BadRequest):
+                    if packed.Is(kind.DESCRIPTOR):
+                        unpacked = kind()
+                        packed.Unpack(unpacked)
+                        found.append(unpacked)
+    return found
+
+
+def _subclasses(kind: type[ModelfleetError]) -> Iterator[type[ModelfleetError]]:
+    yield kind
+    for subclass in kind.__subclasses__():
+        yield from _subclasses(subclass)
+
+
+# A class that defines no reason of its own groups others and is never sent.
+_BY_REASON = {kind.reason.value: kind for kind in _subclasses(ModelfleetError) if "reason" in vars(kind)}

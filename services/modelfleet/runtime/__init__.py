@@ -1,0 +1,1 @@
+"""The chassis that every service shares: settings, errors, status, interceptors, server, telemetry."""

@@ -1,0 +1,207 @@
+"""
+Everything that modelfleet raises on purpose, on servers and in the client alike.
+
+ModelfleetError
+├── InvalidInputError            the request cannot be answered as it is
+│   └── WrongTaskError           the model answers another task
+├── InvalidBundleError           the files cannot be a model version
+├── NotFoundError
+│   ├── ModelNotFoundError
+│   ├── ModelVersionNotFoundError
+│   ├── AliasNotFoundError
+│   ├── BlobNotFoundError
+│   └── TokenizerNotFoundError
+├── StateConflictError           the operation does not fit the state of its object
+├── NotServedHereError           registered, but not on this worker
+├── ProviderUnavailableError     an execution provider that was asked for is not there
+├── UnavailableError             worth a retry
+│   ├── ModelLoadingError
+│   ├── DrainingError
+│   ├── ManagerUnreachableError
+│   └── TokenizerUnreachableError
+├── OverloadedError              queue full, or too many calls
+├── DeadlineExpiredError         dropped while it waited
+├── DigestMismatchError          bytes do not have the hash announced for them
+├── SessionFailureError          a session failed while it ran the model
+└── InternalError                anything unforeseen
+
+Only the standard library is imported here: the bare client and the domain code share this file.
+"""
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Reason(StrEnum):
+    """Why a call failed: the values of `modelfleet.api.errors.v1.ErrorReason` without their prefix."""
+
+    INVALID_INPUT = "INVALID_INPUT"
+    WRONG_TASK = "WRONG_TASK"
+    INVALID_BUNDLE = "INVALID_BUNDLE"
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    MODEL_VERSION_NOT_FOUND = "MODEL_VERSION_NOT_FOUND"
+    ALIAS_NOT_FOUND = "ALIAS_NOT_FOUND"
+    BLOB_NOT_FOUND = "BLOB_NOT_FOUND"
+    TOKENIZER_NOT_FOUND = "TOKENIZER_NOT_FOUND"
+    NOT_SERVED_HERE = "NOT_SERVED_HERE"
+    STATE_CONFLICT = "STATE_CONFLICT"
+    MODEL_LOADING = "MODEL_LOADING"
+    DRAINING = "DRAINING"
+    MANAGER_UNREACHABLE = "MANAGER_UNREACHABLE"
+    TOKENIZER_UNREACHABLE = "TOKENIZER_UNREACHABLE"
+    OVERLOADED = "OVERLOADED"
+    DEADLINE_EXPIRED = "DEADLINE_EXPIRED"
+    DIGEST_MISMATCH = "DIGEST_MISMATCH"
+    SESSION_FAILURE = "SESSION_FAILURE"
+    PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
+    INTERNAL = "INTERNAL"
+
+
+class ModelfleetError(Exception):
+    """
+    The base of all errors.
+
+    `message` is one or two sentences for the caller: what happened, the value, what to do. `field` names the part of
+    the request at fault. `retry_after_s` is set where a retry is worth while. `request_id` is set in the client only.
+    """
+
+    reason: ClassVar[Reason] = Reason.INTERNAL
+    retry_after_s: float | None = None
+    request_id: str | None = None
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class InvalidInputError(ModelfleetError):
+    """The request cannot be answered as it is."""
+
+    reason = Reason.INVALID_INPUT
+
+
+class WrongTaskError(InvalidInputError):
+    """The model answers another task than the one that was called."""
+
+    reason = Reason.WRONG_TASK
+
+
+class InvalidBundleError(ModelfleetError):
+    """The files cannot be a model version."""
+
+    reason = Reason.INVALID_BUNDLE
+
+
+class NotFoundError(ModelfleetError):
+    """Something that the request names does not exist."""
+
+
+class ModelNotFoundError(NotFoundError):
+    """No model of this name is registered."""
+
+    reason = Reason.MODEL_NOT_FOUND
+
+
+class ModelVersionNotFoundError(NotFoundError):
+    """The model has no version of this number."""
+
+    reason = Reason.MODEL_VERSION_NOT_FOUND
+
+
+class AliasNotFoundError(NotFoundError):
+    """The model has no alias of this name."""
+
+    reason = Reason.ALIAS_NOT_FOUND
+
+
+class BlobNotFoundError(NotFoundError):
+    """No blob of this digest is stored."""
+
+    reason = Reason.BLOB_NOT_FOUND
+
+
+class TokenizerNotFoundError(NotFoundError):
+    """No tokenizer of this digest is known."""
+
+    reason = Reason.TOKENIZER_NOT_FOUND
+
+
+class StateConflictError(ModelfleetError):
+    """The operation does not fit the state of its object."""
+
+    reason = Reason.STATE_CONFLICT
+
+
+class NotServedHereError(ModelfleetError):
+    """The model is registered but this worker does not serve it."""
+
+    reason = Reason.NOT_SERVED_HERE
+
+
+class ProviderUnavailableError(ModelfleetError):
+    """An execution provider that was asked for is not in this build or has no device."""
+
+    reason = Reason.PROVIDER_UNAVAILABLE
+
+
+class UnavailableError(ModelfleetError):
+    """Not now; a retry after `retry_after_s` is worth while."""
+
+    retry_after_s = 1.0
+
+
+class ModelLoadingError(UnavailableError):
+    """The model version is assigned to this worker but is not ready yet."""
+
+    reason = Reason.MODEL_LOADING
+
+
+class DrainingError(UnavailableError):
+    """The server is shutting down."""
+
+    reason = Reason.DRAINING
+    retry_after_s = 0.1  # another replica answers at once
+
+
+class ManagerUnreachableError(UnavailableError):
+    """The manager cannot be reached."""
+
+    reason = Reason.MANAGER_UNREACHABLE
+
+
+class TokenizerUnreachableError(UnavailableError):
+    """The tokenizer service cannot be reached."""
+
+    reason = Reason.TOKENIZER_UNREACHABLE
+
+
+class OverloadedError(ModelfleetError):
+    """A queue is full, or the server has as many calls under way as it allows."""
+
+    reason = Reason.OVERLOADED
+    retry_after_s = 0.2
+
+
+class DeadlineExpiredError(ModelfleetError):
+    """The caller's deadline passed while the request waited."""
+
+    reason = Reason.DEADLINE_EXPIRED
+
+
+class DigestMismatchError(ModelfleetError):
+    """Bytes do not have the SHA-256 that was announced for them."""
+
+    reason = Reason.DIGEST_MISMATCH
+
+
+class SessionFailureError(ModelfleetError):
+    """A session failed while it ran the model."""
+
+    reason = Reason.SESSION_FAILURE
+
+
+class InternalError(ModelfleetError):
+    """Anything unforeseen."""
+
+    reason = Reason.INTERNAL

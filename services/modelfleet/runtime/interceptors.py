@@ -1,0 +1,164 @@
+"""What happens around every call: a request id, bounded concurrency, errors mapped to statuses, metrics, a log line."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias, cast
+
+import grpc
+import structlog
+
+from modelfleet.runtime import telemetry
+from modelfleet.runtime.errors import DrainingError, InternalError, ModelfleetError, OverloadedError
+from modelfleet.runtime.status import pushback, to_status
+
+_log = structlog.get_logger()
+
+# Infrastructure's own calls: answered while draining, not counted, not logged.
+_UNGUARDED = ("/grpc.health.v1.", "/grpc.reflection.")
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class Admission:
+    """Decides whether one more call may start, and counts those under way."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._in_flight = 0
+        self.draining = False
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Count a call while it runs. Raises DrainingError or OverloadedError instead of letting it in."""
+        if self.draining:
+            raise DrainingError("The server is shutting down. Retry on another replica.")
+        if self._in_flight >= self._limit:
+            raise OverloadedError(
+                f"The server has {self._in_flight} calls under way, as many as max_concurrent_calls allows. Retry."
+            )
+        self._in_flight += 1
+        telemetry.RPC_IN_FLIGHT.set(self._in_flight)
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            telemetry.RPC_IN_FLIGHT.set(self._in_flight)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handler of every method; handlers are coroutines (unary) or async generators (streaming)."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Return the wrapped handler of the called method, made once for each method."""
+        method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(handler_call_details)
+        if handler is None or method.startswith(_UNGUARDED):
+            return handler
+        wrapped = self._wrapped[method] = self._wrap(method, handler)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        # grpc sets exactly one of the four behaviours; the maker for it has the same name and suffix.
+        for kind in ("unary_unary", "stream_unary"):
+            if behaviour := getattr(handler, kind):
+                return self._remade(kind, handler, self._single(method, behaviour))
+        for kind in ("unary_stream", "stream_stream"):
+            if behaviour := getattr(handler, kind):
+                return self._remade(kind, handler, self._streaming(method, behaviour))
+        raise AssertionError(f"{method} has no behaviour")
+
+    @staticmethod
+    def _remade(kind: str, handler: Handler, behaviour: object) -> Handler:
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return cast(
+            "Handler",
+            make(
+                behaviour,
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            ),
+        )
+
+    def _single(
+        self, method: str, behaviour: Callable[[Any, Context], Awaitable[Any]]
+    ) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(request: object, context: Context) -> object:
+            observed = _Call(method, context)
+            try:
+                with self._admission.admit():
+                    response = await behaviour(request, context)
+            except BaseException as error:  # noqa: BLE001  every end of a call is recorded; `failed` raises again
+                await observed.failed(error)
+            observed.succeeded()
+            return response
+
+        return call
+
+    def _streaming(
+        self, method: str, behaviour: Callable[[Any, Context], AsyncIterator[Any]]
+    ) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        async def call(request: object, context: Context) -> AsyncIterator[Any]:
+            observed = _Call(method, context)
+            try:
+                with self._admission.admit():
+                    async for response in behaviour(request, context):
+                        yield response
+            except BaseException as error:  # noqa: BLE001  every end of a call is recorded; `failed` raises again
+                await observed.failed(error)
+            observed.succeeded()
+
+        return call
+
+
+class _Call:
+    """One call: its request id, and its end."""
+
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+        self._started = time.perf_counter()
+        metadata = dict(context.invocation_metadata() or ())
+        self._request_id = str(metadata.get(telemetry.REQUEST_ID_HEADER) or telemetry.new_request_id())
+        telemetry.request_id.set(self._request_id)
+
+    def succeeded(self) -> None:
+        self._record(grpc.StatusCode.OK)
+        _log.debug("call", method=self._method, code="OK")
+
+    async def failed(self, error: BaseException) -> None:
+        """Record the failure and end the call with the status that tells of it."""
+        if isinstance(error, grpc.aio.AbortError):
+            self._record(self._context.code())
+            raise error
+        if not isinstance(error, Exception):  # cancelled by the caller, or the loop is closing
+            self._record(grpc.StatusCode.CANCELLED)
+            raise error
+        if not isinstance(error, ModelfleetError):
+            _log.error("call failed", method=self._method, exc_info=error)
+            error = InternalError(f"Internal error. The server's log has it under request id {self._request_id}.")
+        elif isinstance(error.__cause__, Exception):
+            _log.warning("call failed", method=self._method, reason=error.reason, exc_info=error.__cause__)
+        status = to_status(error, self._request_id)
+        telemetry.REJECTIONS.labels(error.reason.value).inc()
+        self._record(status.code)
+        _log.info(
+            "call refused", method=self._method, code=status.code.name, reason=error.reason, message=error.message
+        )
+        await self._context.abort(status.code, status.details, (*status.trailing_metadata, *pushback(error)))
+
+    def _record(self, code: grpc.StatusCode) -> None:
+        elapsed = time.perf_counter() - self._started
+        telemetry.RPC_SECONDS.labels(self._method, code.name).observe(elapsed)

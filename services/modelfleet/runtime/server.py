@@ -1,0 +1,100 @@
+"""The gRPC server of every service: health, reflection, keepalive, limits, and a drain that loses nothing."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from modelfleet.runtime import telemetry
+from modelfleet.runtime.interceptors import Admission, CallInterceptor
+from modelfleet.runtime.settings import ServerSettings
+
+_log = structlog.get_logger()
+
+
+class Server:
+    """
+    A gRPC server on its way from NOT_SERVING to SERVING and back.
+
+    Register servicers on `grpc`, then `start()`; call `set_serving(True)` once requests would be answered.
+    `services` are the full names that health and reflection tell of, besides the overall health "".
+    """
+
+    def __init__(self, settings: ServerSettings, services: Sequence[str]) -> None:
+        self._settings = settings
+        self._services = ("", *services)
+        self._admission = Admission(settings.max_concurrent_calls)
+        self._health = health.aio.HealthServicer()
+        self.grpc = grpc.aio.server(interceptors=[CallInterceptor(self._admission)], options=_options(settings))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen. Health says NOT_SERVING until told otherwise. Raises OSError when the port is taken."""
+        await self.set_serving(serving=False)
+        address = f"{self._settings.host}:{self._settings.port}"
+        try:
+            self.port = self.grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"Cannot listen on {address}: {error}. Is another process using the port?") from error
+        await self.grpc.start()
+        _log.info("listening", port=self.port)
+
+    async def set_serving(self, *, serving: bool) -> None:
+        """Tell health's watchers, overall and for each service."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in self._services:
+            await self._health.set(service, status)
+
+    async def drain(self) -> None:
+        """Say NOT_SERVING, refuse new calls, let running calls finish, stop. In that order."""
+        _log.info("draining", delay_s=self._settings.drain_delay_s, timeout_s=self._settings.drain_timeout_s)
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(self._settings.drain_delay_s)  # a pause that is asked for, not a wait for something
+        self._admission.draining = True
+        await self.grpc.stop(self._settings.drain_timeout_s)
+        _log.info("stopped")
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(settings.max_connection_age_grace_s * 1000)),
+        ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # Clients ping too, also between calls; without these two the server would close their connections for it.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        # Two servers on one port would share its connections silently.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+async def until_signalled() -> None:
+    """Return at the first SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await stopping.wait()
+
+
+def run(main: Callable[[], Awaitable[None]], settings: ServerSettings, service: str) -> None:
+    """Run a service's `main` on uvloop, with logs and metrics set up, until it returns."""
+    telemetry.configure_logging(service, settings.log_level)
+    metrics_port = telemetry.serve_metrics(settings.host, settings.metrics_port)
+    _log.info("metrics", port=metrics_port)
+
+    async def entry() -> None:
+        await main()
+
+    uvloop.run(entry())
