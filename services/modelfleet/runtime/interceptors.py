@@ -1,5 +1,7 @@
 """What happens around every call: a request id, bounded concurrency, errors mapped to statuses, metrics, a log line."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
