@@ -1,0 +1,108 @@
+"""Checks of an ONNX graph before anything runs it: that it parses, and that its data lies inside the bundle."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+
+from modelfleet.runtime.errors import InvalidBundleError
+
+
+def check_graph(model_path: Path, root: Path) -> frozenset[str]:
+    """
+    Check the graph at `model_path` in the bundle at `root`, without reading its weights.
+
+    Returns the files of external data that it names, relative to `root`, with `/`. Raises InvalidBundleError, naming
+    the file and the tensor, when the graph does not parse or its external data is missing, too short or outside the
+    folder of the graph. Symbolic links are followed: what a name says is judged, not where its bytes are kept.
+    """
+    shown = model_path.relative_to(root).as_posix()
+    return frozenset(
+        _external_file(tensor, model_path, root, shown)
+        for tensor in _tensors(_parsed(model_path, shown))
+        if tensor.data_location == TensorProto.EXTERNAL
+    )
+
+
+def _parsed(model_path: Path, shown: str) -> ModelProto:
+    model = ModelProto()
+    try:
+        model.ParseFromString(model_path.read_bytes())
+    except OSError as error:
+        raise InvalidBundleError(f"{shown} cannot be read: {error.strerror}.", field="model") from error
+    except Exception as error:  # protobuf's backends raise different classes for bytes that do not parse
+        raise InvalidBundleError(
+            f"{shown} is no ONNX graph: its bytes do not parse. Is the file cut short, or a Git LFS pointer? "
+            "Fetch or export it again.",
+            field="model",
+        ) from error
+    # Protobuf takes an empty file, and some bytes that are something else, for an empty message.
+    if not model.ir_version or not model.graph.output:
+        raise InvalidBundleError(
+            f"{shown} is no ONNX graph: it has no IR version or no outputs. Fetch or export it again.", field="model"
+        )
+    return model
+
+
+def _external_file(tensor: TensorProto, model_path: Path, root: Path, shown: str) -> str:
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    location = info.get("location", "")
+    named = f"{shown}: the external data of tensor {tensor.name!r} is at {location!r}"
+    parts = location.replace("\\", "/").split("/")
+    if not location or parts[0] == "" or parts[0].endswith(":") or ".." in parts:
+        raise InvalidBundleError(
+            f"{named}, outside the folder of the graph. Export the model with its data beside it.", field="model"
+        )
+    path = model_path.parent / location
+    if not path.is_file():
+        raise InvalidBundleError(f"{named}, which is missing. Add the file to the bundle.", field="model")
+    try:
+        offset, length = int(info.get("offset", 0)), int(info.get("length", 0))
+    except ValueError as error:
+        raise InvalidBundleError(
+            f"{named} with an offset or length that is no number. Export it again.", field="model"
+        ) from error
+    size = path.stat().st_size
+    if offset < 0 or length < 0 or offset + length > size:
+        raise InvalidBundleError(
+            f"{named}, {length} bytes from byte {offset} on, but the file has {size}. Is it cut short? Fetch it again.",
+            field="model",
+        )
+    return path.relative_to(root).as_posix()
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    yield from _tensors_of_graph(model.graph)
+    for function in model.functions:
+        yield from _tensors_of_nodes(function.node)
+
+
+def _tensors_of_graph(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    yield from _tensors_of_sparse(graph.sparse_initializer)
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for attribute in chain.from_iterable(node.attribute for node in nodes):
+        yield from _tensors_of_attribute(attribute)
+
+
+def _tensors_of_attribute(attribute: AttributeProto) -> Iterator[TensorProto]:
+    if attribute.HasField("t"):
+        yield attribute.t
+    if attribute.HasField("g"):
+        yield from _tensors_of_graph(attribute.g)
+    if attribute.HasField("sparse_tensor"):
+        yield from _tensors_of_sparse((attribute.sparse_tensor,))
+    yield from attribute.tensors
+    yield from _tensors_of_sparse(attribute.sparse_tensors)
+    for graph in attribute.graphs:
+        yield from _tensors_of_graph(graph)
+
+
+def _tensors_of_sparse(tensors: Iterable[SparseTensorProto]) -> Iterator[TensorProto]:
+    for sparse in tensors:
+        yield sparse.values
+        yield sparse.indices
