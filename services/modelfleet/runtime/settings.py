@@ -1,9 +1,13 @@
 """What every server can be told, from `MODELFLEET_*` environment variables and flags; flags win."""
 
-from typing import Literal
+import argparse
+from typing import Literal, TypeVar
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+ENV_PREFIX = "MODELFLEET_"
 
 
 class ServerSettings(BaseSettings):
@@ -14,7 +18,7 @@ class ServerSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="MODELFLEET_",
+        env_prefix=ENV_PREFIX,
         frozen=True,
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -44,3 +48,35 @@ class ServerSettings(BaseSettings):
     """On SIGTERM: how long health says NOT_SERVING before new calls are refused, for clients to move away."""
     drain_timeout_s: float = Field(default=30, ge=0)
     """On SIGTERM: how long calls under way may take to finish after that."""
+
+
+_Settings = TypeVar("_Settings", bound=BaseSettings)
+
+
+def read_settings(
+    cls: type[_Settings], prog: str, description: str, *, arguments: list[str] | None = None
+) -> _Settings:
+    """
+    Return the settings of this process; `arguments` replaces the command line.
+
+    Prints what is wrong with a value and exits with status 2. `--help` exits with 0.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=f"Each flag can be given in the environment instead: --log-level is {ENV_PREFIX}LOG_LEVEL. Flags win.",
+    )
+    # The type of its generic parameter is that of the parser, which argparse does not make generic.
+    source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(cls, root_parser=parser)
+    try:
+        return cls(_cli_settings_source=source(args=True if arguments is None else arguments))
+    except ValidationError as error:
+        parser.error("; ".join(_explained(problem) for problem in error.errors(include_url=False)))
+
+
+def _explained(problem: ErrorDetails) -> str:
+    if not problem["loc"]:  # a check over several fields
+        return problem["msg"]
+    name = str(problem["loc"][0])
+    flag = "--" + name.replace("_", "-")
+    return f"{flag} (or {ENV_PREFIX}{name.upper()}) is {problem['input']!r}: {problem['msg']}"
