@@ -1,0 +1,1 @@
+"""The `modelfleet` command, and what tests and measurements share with it."""

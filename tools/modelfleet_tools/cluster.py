@@ -1,0 +1,305 @@
+"""The three services as three processes on this machine: for `up`, `demo`, tests and measurements."""
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from modelfleet.runtime.errors import StateConflictError, UnavailableError
+
+_POLL_S = 0.05
+_LAST_LINES = 8
+
+
+class Service(StrEnum):
+    """A service, in the order in which they start: each needs the address of those before it."""
+
+    MANAGER = "manager"
+    TOKENIZER = "tokenizer"
+    INFERENCE = "inference"
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the services listen, as `host:port`."""
+
+    manager: str
+    tokenizer: str
+    inference: str
+
+
+class LocalCluster:
+    """
+    A manager, a tokenizer and one worker, each a process of its own; their data and logs are kept in `data_dir`.
+
+    Starts on entering the context, which waits until each says that it is serving, and stops on leaving it. A service
+    that is restarted keeps its port. Blocking; the asynchronous context runs the same in a thread.
+
+    `ports` and `metrics_ports` that are missing or 0 are picked free. `flags` are added to a service's command line.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        device: str = "cpu",
+        host: str = "127.0.0.1",
+        ports: Mapping[Service, int] = MappingProxyType({}),
+        metrics_ports: Mapping[Service, int] = MappingProxyType({}),
+        flags: Mapping[Service, Sequence[str]] = MappingProxyType({}),
+        start_timeout_s: float = 60,
+        stop_timeout_s: float = 40,
+    ) -> None:
+        self.data_dir = data_dir
+        self._device = device
+        self._host = host
+        self._flags = flags
+        self._start_timeout_s = start_timeout_s
+        self._stop_timeout_s = stop_timeout_s
+        self._ports = {service: ports.get(service, 0) for service in Service}
+        self._metrics_ports = {service: metrics_ports.get(service, 0) for service in Service}
+        self._children: dict[Service, _Child] = {}
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.stop)
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where the services listen."""
+        return Addresses(**{service.value: self._address(service) for service in Service})
+
+    def metrics_url(self, service: Service) -> str:
+        """Return the URL of a service's Prometheus metrics."""
+        return f"http://{self._reachable_host}:{self._metrics_ports[service]}/metrics"
+
+    def log_path(self, service: Service) -> Path:
+        """Return the file that a service's log lines are appended to."""
+        return self.data_dir / "logs" / f"{service.value}.log"
+
+    def pid(self, service: Service) -> int:
+        """Return the process id of a service."""
+        return self._children[service].process.pid
+
+    def start(self) -> None:
+        """
+        Start the services and wait until all are serving.
+
+        Raises UnavailableError, with the last lines of its log, when one exits or is not serving in time, and
+        StateConflictError when another cluster uses the data directory. Whatever was started is stopped then.
+        """
+        self._lock_data_dir()
+        try:
+            deadline = time.monotonic() + self._start_timeout_s
+            for service in Service:
+                self._spawn(service, deadline)
+            for service in Service:
+                self._wait_until_serving(service, deadline)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> Mapping[Service, int]:
+        """
+        End every service by SIGTERM, those first that others do not need, and return the exit codes.
+
+        A service that has not drained in time is killed; its exit code is -9.
+        """
+        try:
+            for service in reversed(Service):
+                if child := self._children.get(service):
+                    child.terminate(self._stop_timeout_s)
+        finally:  # also when a second Ctrl-C ends the wait
+            for child in self._children.values():
+                child.process.kill()
+            if self._lock:
+                self._lock.close()
+                self._lock = None
+        codes = {service: child.process.wait() for service, child in self._children.items()}
+        self._children.clear()
+        return codes
+
+    def kill(self, service: Service, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a service."""
+        self._children[service].process.send_signal(number)
+
+    def wait_for_exit(self, service: Service, timeout_s: float = 40) -> int:
+        """Return the exit code of a service once it is gone. Raises subprocess.TimeoutExpired."""
+        return self._children[service].process.wait(timeout_s)
+
+    def restart(self, service: Service) -> None:
+        """End a service if it still runs, start it on the same port, and wait until it is serving."""
+        self._children[service].terminate(self._stop_timeout_s)
+        deadline = time.monotonic() + self._start_timeout_s
+        self._spawn(service, deadline)
+        self._wait_until_serving(service, deadline)
+
+    def watch(self) -> None:
+        """Block while all services run. Raises UnavailableError, with the last lines of its log, when one exits."""
+        while True:
+            for service in Service:
+                self._check_alive(service)
+            time.sleep(4 * _POLL_S)
+
+    @property
+    def _reachable_host(self) -> str:
+        return "127.0.0.1" if self._host == "0.0.0.0" else self._host  # noqa: S104  compared, not listened on
+
+    def _address(self, service: Service) -> str:
+        return f"{self._reachable_host}:{self._ports[service]}"
+
+    def _command(self, service: Service) -> list[str]:
+        own = {
+            Service.MANAGER: ["--data-dir", str(self.data_dir / "manager")],
+            Service.TOKENIZER: [
+                *("--manager", self._address(Service.MANAGER)),
+                *("--cache-dir", str(self.data_dir / "tokenizer")),
+            ],
+            Service.INFERENCE: [
+                *("--manager", self._address(Service.MANAGER)),
+                *("--tokenizer", self._address(Service.TOKENIZER)),
+                *("--cache-dir", str(self.data_dir / "inference")),
+                *("--device", self._device, "--pool", "local", "--worker", "local-1"),
+            ],
+        }
+        return [
+            *(sys.executable, "-m", f"modelfleet.{service.value}", "--host", self._host),
+            *("--port", str(self._ports[service]), "--metrics-port", str(self._metrics_ports[service])),
+            *("--drain-delay-s", "0"),  # nobody balances over one replica
+            *own[service],
+            *self._flags.get(service, ()),
+        ]
+
+    def _spawn(self, service: Service, deadline: float) -> None:
+        child = self._children[service] = _Child(self._command(service), self.log_path(service))
+        while None in (port := child.logged_port("listening"), metrics_port := child.logged_port("metrics")):
+            self._check_alive(service)
+            self._check_time(service, deadline)
+            time.sleep(_POLL_S)
+        assert port is not None
+        assert metrics_port is not None
+        self._ports[service], self._metrics_ports[service] = port, metrics_port
+
+    def _wait_until_serving(self, service: Service, deadline: float) -> None:
+        with grpc.insecure_channel(self._address(service)) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            while not _is_serving(health):
+                self._check_alive(service)
+                self._check_time(service, deadline)
+                time.sleep(_POLL_S)
+
+    def _check_alive(self, service: Service) -> None:
+        child = self._children[service]
+        if (code := child.process.poll()) is not None:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+            raise UnavailableError(f"The {service} {how}. {self._told(service)}")
+
+    def _check_time(self, service: Service, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            raise UnavailableError(
+                f"The {service} is not serving {self._start_timeout_s:g} s after the start. {self._told(service)}"
+            )
+
+    def _told(self, service: Service) -> str:
+        lines = self._children[service].last_lines()
+        return "\n  ".join((f"Its log, {self.log_path(service)}, ends:", *lines))
+
+    def _lock_data_dir(self) -> None:
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (self.data_dir / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise StateConflictError(
+                f"Another cluster uses {self.data_dir}. Stop it, or choose another directory with --data-dir."
+            ) from error
+        self._lock = lock
+
+
+class _Child:
+    """A process and the part of its log file that is its own."""
+
+    def __init__(self, command: Sequence[str], log_path: Path) -> None:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._log_path = log_path
+        with log_path.open("ab") as log:
+            self._log_start = log.tell()
+            # A group of its own, so that Ctrl-C in a terminal reaches this process alone, which then stops in order.
+            self.process = subprocess.Popen(  # noqa: S603  our own modules
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ, process_group=0
+            )
+
+    def terminate(self, timeout_s: float) -> None:
+        """Send SIGTERM and wait; send SIGKILL after `timeout_s`."""
+        self.process.send_signal(signal.SIGCONT)  # a stopped process would never hear the next one
+        self.process.terminate()
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def logged_port(self, event: str) -> int | None:
+        """Return the port that the process has logged with `event`."""
+        entries = (_entry(line) for line in self._lines())
+        return next((int(entry["port"]) for entry in entries if entry.get("event") == event), None)
+
+    def last_lines(self) -> list[str]:
+        """Return the end of the log, tracebacks of JSON lines left out."""
+        return [_shown(line) for line in self._lines()[-_LAST_LINES:]]
+
+    def _lines(self) -> list[str]:
+        with self._log_path.open("rb") as log:
+            log.seek(self._log_start)
+            whole, _, _ = log.read().rpartition(b"\n")
+        return whole.decode(errors="replace").splitlines()
+
+
+def _is_serving(health: health_pb2_grpc.HealthStub) -> bool:
+    try:
+        response = health.Check(health_pb2.HealthCheckRequest(), timeout=1, wait_for_ready=True)
+    except grpc.RpcError:
+        return False
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _entry(line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _shown(line: str) -> str:
+    entry = _entry(line)
+    if "event" not in entry:
+        return line
+    level, event = entry.pop("level", "info"), entry.pop("event")
+    errors = [f"{error['exc_type']}: {error['exc_value']}" for error in entry.pop("exception", ())]
+    values = [f"{key}={value}" for key, value in entry.items() if key not in ("timestamp", "service")]
+    return " ".join((level, event, *values, *errors))
