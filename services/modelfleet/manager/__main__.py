@@ -1,0 +1,85 @@
+"""Starts the manager: registry, blobs, assignments."""
+
+import asyncio
+from pathlib import Path
+
+import prometheus_client
+from pydantic import Field
+
+from modelfleet.api.manager.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from modelfleet.api.manager.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
+from modelfleet.manager.assignments import Assignments
+from modelfleet.manager.blobs import Blobs, open_store
+from modelfleet.manager.metrics import ManagerCollector
+from modelfleet.manager.registry import Registry
+from modelfleet.manager.servicers.model_servicer import ModelServicer
+from modelfleet.manager.servicers.worker_servicer import WorkerServicer
+from modelfleet.manager.store.database import Database
+from modelfleet.manager.uploads import Uploads
+from modelfleet.manager.workers import Workers
+from modelfleet.runtime.server import Server, run, until_signalled
+from modelfleet.runtime.settings import ServerSettings, read_settings
+
+SERVICES = ("modelfleet.api.manager.v1.ModelService", "modelfleet.api.manager.v1.WorkerService")
+
+
+class Settings(ServerSettings):
+    """Settings of the manager."""
+
+    port: int = Field(default=8003, ge=0, le=65535)
+    """Port of the gRPC server; 0 picks a free one."""
+    metrics_port: int = Field(default=9003, ge=0, le=65535)
+    """Port of Prometheus metrics; 0 picks a free one."""
+    data_dir: Path = Path("modelfleet-data")
+    """Directory of the database and the blobs, made when missing, unless the next two place them elsewhere."""
+    database_url: str = ""
+    """SQLAlchemy URL of the registry's database. Empty for SQLite in DATA_DIR/manager.db."""
+    blob_url: str = ""
+    """URL of the place of the blobs. Empty for DATA_DIR/blobs."""
+    worker_ttl_s: float = Field(default=60, gt=0)
+    """A worker that has not reported for this long is taken for gone."""
+
+    @property
+    def database(self) -> str:
+        """The database's URL, default applied."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'manager.db'}"
+
+    @property
+    def blobs(self) -> str:
+        """The blobs' URL, default applied."""
+        return self.blob_url or (self.data_dir.absolute() / "blobs").as_uri()
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    database = Database(settings.database)
+    await asyncio.to_thread(database.migrate)
+    blobs = Blobs(await asyncio.to_thread(open_store, settings.blobs), database)
+    await asyncio.to_thread(blobs.sweep)
+    workers = Workers(settings.worker_ttl_s)
+    prometheus_client.REGISTRY.register(ManagerCollector(database, workers))
+    async with Assignments(database) as assignments:
+        registry = Registry(database, assignments.changed)
+        server = Server(settings, SERVICES)
+        add_ModelServiceServicer_to_server(ModelServicer(registry, blobs, Uploads(blobs, registry)), server.grpc)
+        add_WorkerServiceServicer_to_server(WorkerServicer(assignments, workers), server.grpc)
+        await server.start()
+        await server.set_serving(serving=True)
+        await until_signalled()
+        await assignments.close()  # watches never end by themselves, and the drain waits for running calls
+        await server.drain()
+    await asyncio.to_thread(database.close)
+
+
+def main() -> None:
+    """Read the settings and serve."""
+    settings = read_settings(
+        Settings,
+        "python -m modelfleet.manager",
+        "The manager of modelfleet: keeps models, their versions and aliases, and tells workers what to serve.",
+    )
+    run(lambda: serve(settings), settings, "manager")
+
+
+if __name__ == "__main__":
+    main()

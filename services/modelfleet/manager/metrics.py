@@ -1,0 +1,42 @@
+"""What Prometheus is told of the manager, read at each scrape, in the scrape's own thread."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy import func, select
+
+from modelfleet.manager.store.database import Database
+from modelfleet.manager.store.tables import BlobRow, ModelRow, ModelVersionRow
+from modelfleet.manager.workers import Workers
+
+
+class ManagerCollector(Collector):
+    """Sizes of the registry, and the states that workers report."""
+
+    def __init__(self, database: Database, workers: Workers) -> None:
+        self._database = database
+        self._workers = workers
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the gauges."""
+        with self._database.reading() as session:
+            models = session.scalar(select(func.count()).select_from(ModelRow))
+            versions = session.scalar(select(func.count()).select_from(ModelVersionRow))
+            size = session.scalar(select(func.coalesce(func.sum(BlobRow.size), 0)))
+        yield GaugeMetricFamily("modelfleet_manager_models", "Registered models.", models)
+        yield GaugeMetricFamily("modelfleet_manager_model_versions", "Registered model versions.", versions)
+        yield GaugeMetricFamily("modelfleet_manager_blob_bytes", "Bytes of all stored blobs.", size)
+        reports = self._workers.current()
+        workers = GaugeMetricFamily("modelfleet_manager_workers", "Workers that report.", labels=["pool"])
+        for pool, count in Counter(report.pool for report in reports).items():
+            workers.add_metric([pool], count)
+        yield workers
+        states = GaugeMetricFamily(
+            "modelfleet_manager_worker_versions", "Model versions on workers, by state.", labels=["pool", "state"]
+        )
+        held = Counter((report.pool, version.state) for report in reports for version in report.versions)
+        for (pool, state), count in held.items():
+            states.add_metric([pool, state], count)
+        yield states

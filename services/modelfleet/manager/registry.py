@@ -1,0 +1,320 @@
+"""The registry: which models there are, their numbered versions, and the aliases that move between versions."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from modelfleet.bundle.bundle import Bundle, BundleFile
+from modelfleet.bundle.reference import ModelReference, check_alias_name, check_model_name
+from modelfleet.manager.blobs import stored_sizes
+from modelfleet.manager.paging import Page, PageRequest
+from modelfleet.manager.store.database import Database
+from modelfleet.manager.store.tables import (
+    AliasRow,
+    AssignmentRevisionRow,
+    BundleFileRow,
+    ModelRow,
+    ModelVersionRow,
+)
+from modelfleet.runtime.errors import (
+    AliasNotFoundError,
+    InvalidBundleError,
+    InvalidInputError,
+    ModelNotFoundError,
+    ModelVersionNotFoundError,
+    StateConflictError,
+)
+
+_NAMED_IN_ERRORS = 10
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A model version as it was registered. `manifest_json` is canonical; files are ordered by path."""
+
+    model: str
+    model_version: int
+    bundle_digest: str
+    manifest_json: str
+    files: tuple[BundleFile, ...]
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A movable name for a version."""
+
+    alias: str
+    model_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model. `latest_model_version` is 0 and `task` empty when all versions were deleted. Aliases by name."""
+
+    model: str
+    aliases: tuple[Alias, ...]
+    latest_model_version: int
+    task: str
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a push came to: `created` is False when the model had the bundle as a version already."""
+
+    model_version: ModelVersion
+    created: bool
+
+
+class Registry:
+    """
+    Reads and changes the registry. Blocking: call it from threads.
+
+    `assignment_changed` is called, from whichever thread, after each change of what workers should serve.
+    """
+
+    def __init__(self, database: Database, assignment_changed: Callable[[], None]) -> None:
+        self._database = database
+        self._assignment_changed = assignment_changed
+
+    def register(self, model: str, bundle: Bundle, alias: str | None) -> Registration:
+        """
+        Make a bundle the next version of a model, and point an alias at it, in one transaction.
+
+        Raises InvalidInputError for bad names, StateConflictError when a blob is missing, and InvalidBundleError when
+        one has another size than the bundle says.
+        """
+        check_model_name(model)
+        if alias is not None:
+            check_alias_name(alias)
+        with self._database.writing() as session:
+            version = session.scalar(select(ModelVersionRow).filter_by(model=model, bundle_digest=bundle.digest))
+            created = version is None
+            if version is None:
+                _check_blobs(session, bundle)
+                version = _next_version(session, model, bundle)
+            moved = alias is not None and _point(session, model, alias, version.model_version)
+            registration = Registration(to_model_version(version), created)
+        _log.info(
+            "model version registered", model=model, model_version=version.model_version, alias=alias, created=created
+        )
+        if moved:
+            self._assignment_changed()
+        return registration
+
+    def model(self, name: str) -> Model:
+        """Return a model. Raises ModelNotFoundError."""
+        check_model_name(name)
+        with self._database.reading() as session:
+            return _models(session, [_existing(session, name)])[0]
+
+    def models(self, page: PageRequest) -> Page[Model]:
+        """Return a page of models ordered by name. Raises InvalidInputError for a bad page."""
+        limit, after = page.limit, page.after("models")
+        with self._database.reading() as session:
+            rows = session.scalars(
+                select(ModelRow).where(ModelRow.model > (after or "")).order_by(ModelRow.model).limit(limit + 1)
+            )
+            return Page.cut(_models(session, rows.all()), limit, "models", lambda model: model.model)
+
+    def model_version(self, reference: ModelReference) -> ModelVersion:
+        """Return the version that a reference names. Raises NotFoundErrors that name what there is instead."""
+        with self._database.reading() as session:
+            number = reference.model_version or _pointed(session, reference.model, reference.alias or "")
+            return to_model_version(_existing_version(session, reference.model, number))
+
+    def model_versions(self, model: str, page: PageRequest) -> Page[ModelVersion]:
+        """Return a page of a model's versions, newest first. Raises ModelNotFoundError, InvalidInputError."""
+        check_model_name(model)
+        listing = f"model_versions of {model}"
+        limit, before = page.limit, page.after_number(listing)
+        with self._database.reading() as session:
+            _existing(session, model)
+            query = select(ModelVersionRow).filter_by(model=model).order_by(ModelVersionRow.model_version.desc())
+            if before is not None:
+                query = query.where(ModelVersionRow.model_version < before)
+            versions = [to_model_version(row) for row in session.scalars(query.limit(limit + 1))]
+            return Page.cut(versions, limit, listing, lambda version: version.model_version)
+
+    def delete_model_version(self, model: str, model_version: int) -> None:
+        """Delete a version; its number is never used again. Raises StateConflictError while an alias names it."""
+        check_model_name(model)
+        _check_number(model_version)
+        with self._database.writing() as session:
+            row = _existing_version(session, model, model_version)
+            if aliases := _aliases_of(session, model, model_version):
+                raise StateConflictError(
+                    f"Model {model!r} version {model_version} cannot be deleted: {_listed(aliases)} of the model "
+                    "names it. Point the alias at another version or delete it first."
+                )
+            session.delete(row)
+        _log.info("model version deleted", model=model, model_version=model_version)
+
+    def set_alias(self, model: str, alias: str, model_version: int) -> Alias:
+        """Point an alias at a version, whether or not it exists. Raises ModelVersionNotFoundError."""
+        check_model_name(model)
+        check_alias_name(alias)
+        _check_number(model_version)
+        with self._database.writing() as session:
+            _existing_version(session, model, model_version)
+            moved = _point(session, model, alias, model_version)
+        _log.info("alias set", model=model, alias=alias, model_version=model_version, moved=moved)
+        if moved:
+            self._assignment_changed()
+        return Alias(alias, model_version)
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        """Delete an alias. Raises AliasNotFoundError."""
+        check_model_name(model)
+        check_alias_name(alias)
+        with self._database.writing() as session:
+            _pointed(session, model, alias)
+            session.delete(session.get_one(AliasRow, (model, alias)))
+            _bump(session)
+        _log.info("alias deleted", model=model, alias=alias)
+        self._assignment_changed()
+
+
+def to_model_version(row: ModelVersionRow) -> ModelVersion:
+    """Return the version of a row. Its digest is never computed again: the defaults of manifests change with time."""
+    files = tuple(BundleFile(file.path, file.sha256, file.size) for file in row.files)
+    return ModelVersion(row.model, row.model_version, row.bundle_digest, row.manifest_json, files, row.create_time)
+
+
+def _check_blobs(session: Session, bundle: Bundle) -> None:
+    sizes = stored_sizes(session, (file.sha256 for file in bundle.files))
+    for file in bundle.files:
+        if file.sha256 not in sizes:
+            raise StateConflictError(
+                f"The blob of {file.path!r}, {file.sha256}, is neither stored nor was it sent. "
+                "Ask FindMissingBlobs what to send and push again."
+            )
+        if sizes[file.sha256] != file.size:
+            raise InvalidBundleError(
+                f"{file.path!r} is announced with {file.size} bytes, but its blob {file.sha256} has "
+                f"{sizes[file.sha256]}. Give the size of the file.",
+                field="files",
+            )
+
+
+def _next_version(session: Session, model: str, bundle: Bundle) -> ModelVersionRow:
+    now = datetime.now(UTC)
+    owner = session.get(ModelRow, model)
+    if owner is None:
+        owner = ModelRow(model=model, last_model_version=0, create_time=now)
+        session.add(owner)
+    owner.last_model_version += 1
+    session.flush()
+    version = ModelVersionRow(
+        model=model,
+        model_version=owner.last_model_version,
+        bundle_digest=bundle.digest,
+        task=bundle.manifest.task.value,
+        manifest_json=bundle.manifest.to_json(),
+        create_time=now,
+        files=[BundleFileRow(path=file.path, sha256=file.sha256, size=file.size) for file in bundle.files],
+    )
+    session.add(version)
+    session.flush()
+    return version
+
+
+def _point(session: Session, model: str, alias: str, model_version: int) -> bool:
+    row = session.get(AliasRow, (model, alias))
+    if row is None:
+        session.add(AliasRow(model=model, alias=alias, model_version=model_version))
+    elif row.model_version == model_version:
+        return False
+    else:
+        row.model_version = model_version
+    _bump(session)
+    return True
+
+
+def _bump(session: Session) -> None:
+    session.execute(update(AssignmentRevisionRow).values(revision=AssignmentRevisionRow.revision + 1))
+
+
+def _models(session: Session, rows: Iterable[ModelRow]) -> list[Model]:
+    rows = list(rows)
+    names = [row.model for row in rows]
+    aliases: dict[str, list[Alias]] = {name: [] for name in names}
+    for alias in session.scalars(select(AliasRow).where(AliasRow.model.in_(names)).order_by(AliasRow.alias)):
+        aliases[alias.model].append(Alias(alias.alias, alias.model_version))
+    newest = (
+        select(ModelVersionRow.model, func.max(ModelVersionRow.model_version).label("model_version"))
+        .where(ModelVersionRow.model.in_(names))
+        .group_by(ModelVersionRow.model)
+        .subquery()
+    )
+    latest = {
+        model: (number, task)
+        for model, number, task in session.execute(
+            select(ModelVersionRow.model, ModelVersionRow.model_version, ModelVersionRow.task).join(
+                newest,
+                (ModelVersionRow.model == newest.c.model) & (ModelVersionRow.model_version == newest.c.model_version),
+            )
+        )
+    }
+    return [
+        Model(row.model, tuple(aliases[row.model]), *latest.get(row.model, (0, "")), row.create_time) for row in rows
+    ]
+
+
+def _existing(session: Session, model: str) -> ModelRow:
+    row = session.get(ModelRow, model)
+    if row is None:
+        names = session.scalars(select(ModelRow.model).order_by(ModelRow.model).limit(_NAMED_IN_ERRORS + 1)).all()
+        there = f"there is {_listed(names)}" if names else "there is none yet; push one"
+        raise ModelNotFoundError(f"No model {model!r} is registered; {there}.", field="model")
+    return row
+
+
+def _existing_version(session: Session, model: str, model_version: int) -> ModelVersionRow:
+    row = session.get(ModelVersionRow, (model, model_version))
+    if row is None:
+        _existing(session, model)
+        numbers = session.scalars(
+            select(ModelVersionRow.model_version)
+            .filter_by(model=model)
+            .order_by(ModelVersionRow.model_version.desc())
+            .limit(_NAMED_IN_ERRORS + 1)
+        )
+        raise ModelVersionNotFoundError(
+            f"Model {model!r} has no version {model_version}; it has {_listed(numbers)}.", field="model_version"
+        )
+    return row
+
+
+def _pointed(session: Session, model: str, alias: str) -> int:
+    row = session.get(AliasRow, (model, alias))
+    if row is None:
+        _existing(session, model)
+        names = session.scalars(select(AliasRow.alias).filter_by(model=model).order_by(AliasRow.alias))
+        raise AliasNotFoundError(f"Model {model!r} has no alias {alias!r}; it has {_listed(names)}.", field="alias")
+    return row.model_version
+
+
+def _aliases_of(session: Session, model: str, model_version: int) -> list[str]:
+    query = select(AliasRow.alias).filter_by(model=model, model_version=model_version).order_by(AliasRow.alias)
+    return list(session.scalars(query))
+
+
+def _listed(values: Iterable[object]) -> str:
+    shown = [repr(value) for value in values]
+    more = ["and others"] if len(shown) > _NAMED_IN_ERRORS else []
+    return ", ".join(shown[:_NAMED_IN_ERRORS] + more) or "none"
+
+
+def _check_number(model_version: int) -> None:
+    if model_version < 1:
+        raise InvalidInputError(
+            f"model_version is {model_version}. Give the number of a version, 1 or more.", field="model_version"
+        )

@@ -1,0 +1,82 @@
+"""WorkerService: messages in, messages out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+
+from modelfleet.api.manager.v1 import worker_service_pb2 as pb
+from modelfleet.api.manager.v1.version_state_pb2 import VersionState as VersionStateMessage
+from modelfleet.api.manager.v1.worker_service_pb2_grpc import WorkerServiceServicer
+from modelfleet.manager.assignments import Assignment, Assignments
+from modelfleet.manager.servicers.messages import model_version_message
+from modelfleet.manager.workers import VersionState, VersionStatus, Workers, WorkerStatus
+from modelfleet.runtime.errors import InvalidInputError
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class WorkerServicer(WorkerServiceServicer):
+    """Assignments and workers over gRPC."""
+
+    def __init__(self, assignments: Assignments, workers: Workers) -> None:
+        self._assignments = assignments
+        self._workers = workers
+
+    async def WatchAssignments(  # noqa: D102, N802  as the contract names and describes it
+        self, request: pb.WatchAssignmentsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchAssignmentsResponse]:
+        del context
+        with self._workers.watching(request.worker, request.pool):
+            async with aclosing(self._assignments.watch()) as snapshots:
+                async for assignment in snapshots:
+                    yield pb.WatchAssignmentsResponse(assignment=_assignment_message(assignment))
+
+    async def ReportStatus(  # noqa: D102, N802
+        self, request: pb.ReportStatusRequest, context: Context
+    ) -> pb.ReportStatusResponse:
+        del context
+        self._workers.report(
+            WorkerStatus(
+                request.worker,
+                request.pool,
+                request.revision,
+                tuple(
+                    VersionStatus(version.model, version.model_version, _state(version), version.reason)
+                    for version in request.versions
+                ),
+            )
+        )
+        return pb.ReportStatusResponse()
+
+
+def _assignment_message(assignment: Assignment) -> pb.Assignment:
+    return pb.Assignment(
+        revision=assignment.revision,
+        model_versions=[model_version_message(version) for version in assignment.model_versions],
+        routes=[
+            pb.AliasRoute(
+                model=route.model,
+                alias=route.alias,
+                targets=[
+                    pb.WeightedVersion(model_version=target.model_version, weight=target.weight)
+                    for target in route.targets
+                ],
+            )
+            for route in assignment.routes
+        ],
+    )
+
+
+def _state(version: pb.VersionStatus) -> VersionState:
+    try:
+        return VersionState(VersionStateMessage.Name(version.state).removeprefix("VERSION_STATE_"))
+    except ValueError:
+        raise InvalidInputError(
+            f"The state of {version.model}@{version.model_version} is {version.state}. "
+            f"Report one of {', '.join(VersionState)}.",
+            field="versions.state",
+        ) from None

@@ -1,0 +1,1 @@
+"""Alembic: the way from each schema to the next."""
