@@ -44,6 +44,20 @@ def from_rpc_error(error: grpc.RpcError) -> ModelfleetError:
     return translated
 
 
+def from_call(error: grpc.RpcError, service: str, target: str) -> ModelfleetError:
+    """Return `from_rpc_error`'s error; where no service wrote the status, its message says who did not answer."""
+    translated = from_rpc_error(error)
+    if translated.request_id:
+        return translated
+    if isinstance(translated, errors.UnavailableError):
+        said = f"The {service} at {target} cannot be reached: {translated.message}"
+    elif isinstance(translated, errors.DeadlineExpiredError):
+        said = f"The {service} at {target} did not answer in time: {translated.message}"
+    else:
+        return translated
+    return type(translated)(said)
+
+
 def _details(error: grpc.RpcError) -> list[object]:
     found: list[object] = []
     metadata = cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ())

@@ -1,0 +1,172 @@
+"""What calls return."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from modelfleet.client.packing import Ids, Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class TextUsage:
+    """What was done with one text: its tokens before any cut, whether some were cut, the windows that covered it."""
+
+    token_count: int
+    truncated: bool
+    window_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """`vectors` is float32 [texts, dimensions]; `usage` has one entry a text."""
+
+    vectors: Vectors
+    usage: tuple[TextUsage, ...]
+    model: str
+    model_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """A label and its probability, 0 to 1."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The labels of one text by falling score."""
+
+    labels: tuple[LabelScore, ...]
+    usage: TextUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Classifications:
+    """`results` has one entry a text."""
+
+    results: tuple[Classification, ...]
+    model: str
+    model_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A labelled span of a text: characters `start` to `end` (exclusive) in code points, score 0 to 1."""
+
+    label: str
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextEntities:
+    """The entities of one text in order of `start`, without overlaps."""
+
+    entities: tuple[Entity, ...]
+    usage: TextUsage
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractedEntities:
+    """`results` has one entry a text."""
+
+    results: tuple[TextEntities, ...]
+    model: str
+    model_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankedDocument:
+    """A document's index in the request, and its relevance: 0 to 1, or any number for raw scores."""
+
+    index: int
+    score: float
+    usage: TextUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Documents by falling score; equal scores in order of the request."""
+
+    documents: tuple[RankedDocument, ...]
+    model: str
+    model_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """
+    Encoded texts as windows, in order of the texts; the windows of one text follow one another.
+
+    `ids` and `type_ids` have one int32 [tokens] array a window, `offsets` one int32 [tokens, 2] array a window when
+    asked for, else none. `window_counts` and `token_counts` (before any cut) are int32 [texts].
+    """
+
+    ids: tuple[Ids, ...]
+    type_ids: tuple[Ids, ...]
+    offsets: tuple[Ids, ...]
+    window_counts: Ids
+    token_counts: Ids
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model version on the worker that answered. `state` is such as `READY`, `task` such as `embed`."""
+
+    model: str
+    model_version: int
+    bundle_digest: str
+    task: str
+    state: str
+    state_reason: str
+    aliases: tuple[str, ...]
+    providers: tuple[str, ...]
+    max_tokens: int
+    max_batch_tokens: int
+    labels: tuple[str, ...]
+    tokenizer_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A registered model: its aliases and the version that each names, its newest version or 0."""
+
+    model: str
+    aliases: Mapping[str, int]
+    latest_model_version: int
+    task: str
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a model version; `size` is in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A registered version. `manifest_json` holds the fields of `modelfleet.yaml`."""
+
+    model: str
+    model_version: int
+    bundle_digest: str
+    manifest_json: str
+    files: tuple[File, ...]
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """`created` is false when the model had this bundle as a version already. `sent_bytes` counts the blobs sent."""
+
+    model_version: ModelVersion
+    created: bool
+    sent_bytes: int

@@ -1,0 +1,171 @@
+"""The client for threads."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import grpc
+
+from modelfleet.client import inference_calls, manager_calls, tokenizer_calls
+from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES, open_channel
+from modelfleet.client.errors import from_call
+from modelfleet.client.steps import (
+    CALLS_AT_ONCE,
+    DEFAULT_TIMEOUT_S,
+    Ask,
+    AskAll,
+    Method,
+    Pause,
+    Procedure,
+    Step,
+    Upload,
+    present,
+)
+from modelfleet.client.targets import targets
+from modelfleet.runtime.errors import ModelfleetError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _blocking(procedure: Callable[P, Procedure[R]]) -> Callable[Concatenate["Client", P], R]:
+    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._run(procedure(*args, **kwargs))
+
+    present(method, procedure)
+    return method
+
+
+class Client:
+    """
+    Calls modelfleet's services and blocks until they answer. May be shared by threads.
+
+    `inference`, `tokenizer` and `manager` are gRPC targets. Without them, the environment's `MODELFLEET_INFERENCE`,
+    `MODELFLEET_TOKENIZER` and `MODELFLEET_MANAGER` hold, or else localhost:8001, :8002 and :8003. A target
+    `dns:///name:port` balances over all addresses of the name. A call without a `timeout_s` of its own has the
+    client's; UNAVAILABLE is tried again within it. Every failure is raised as one of `modelfleet.runtime.errors`.
+    """
+
+    def __init__(
+        self,
+        *,
+        inference: str | None = None,
+        tokenizer: str | None = None,
+        manager: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._targets = targets(inference, tokenizer, manager)
+        self._channels = {
+            service: open_channel(target, max_message_bytes=max_message_bytes)
+            for service, target in self._targets.items()
+        }
+        self._callables: dict[Method[Any], grpc.UnaryUnaryMultiCallable[Any, Any]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Calls under way fail."""
+        for channel in self._channels.values():
+            channel.close()
+
+    embed = _blocking(inference_calls.embed)
+    classify = _blocking(inference_calls.classify)
+    extract_entities = _blocking(inference_calls.extract_entities)
+    rerank = _blocking(inference_calls.rerank)
+    infer = _blocking(inference_calls.infer)
+    served_models = _blocking(inference_calls.served_models)
+    wait_until_served = _blocking(inference_calls.wait_until_served)
+    tokenize = _blocking(tokenizer_calls.tokenize)
+    detokenize = _blocking(tokenizer_calls.detokenize)
+    models = _blocking(manager_calls.models)
+    model_versions = _blocking(manager_calls.model_versions)
+    get_model_version = _blocking(manager_calls.get_model_version)
+    push = _blocking(manager_calls.push)
+    set_alias = _blocking(manager_calls.set_alias)
+    delete_alias = _blocking(manager_calls.delete_alias)
+    delete_model_version = _blocking(manager_calls.delete_model_version)
+
+    def _run(self, procedure: Procedure[R]) -> R:
+        try:
+            step = next(procedure)
+            while True:
+                try:
+                    outcome = self._perform(step)
+                except ModelfleetError as error:
+                    step = procedure.throw(error)
+                else:
+                    step = procedure.send(outcome)
+        except StopIteration as done:
+            result: R = done.value
+            return result
+
+    def _perform(self, step: Step) -> object:
+        match step:
+            case Ask():
+                return self._ask(step)
+            case AskAll():
+                return list(self._ask_all(step.calls))
+            case Upload():
+                return self._upload(step)
+            case Pause():
+                time.sleep(step.seconds)
+                return None
+
+    def _ask(self, call: Ask) -> object:
+        try:
+            return self._callable(call.method)(
+                call.request, timeout=call.timeout_s or self._timeout_s, wait_for_ready=call.wait_for_ready
+            )
+        except grpc.RpcError as error:
+            raise from_call(error, call.method.service, self._targets[call.method.service]) from error
+
+    def _ask_all(self, calls: Iterable[Ask]) -> Iterator[object]:
+        under_way: deque[tuple[Ask, Any]] = deque()
+        waiting = iter(calls)
+        try:
+            while True:
+                while len(under_way) < CALLS_AT_ONCE and (call := next(waiting, None)):
+                    timeout_s = call.timeout_s or self._timeout_s
+                    under_way.append((call, self._callable(call.method).future(call.request, timeout=timeout_s)))
+                if not under_way:
+                    return
+                call, future = under_way.popleft()
+                try:
+                    yield future.result()
+                except grpc.RpcError as error:
+                    raise from_call(error, call.method.service, self._targets[call.method.service]) from error
+        finally:
+            for _, future in under_way:
+                future.cancel()
+
+    def _upload(self, step: Upload) -> object:
+        channel = self._channels[step.method.service]
+        send: grpc.StreamUnaryMultiCallable[Any, Any] = channel.stream_unary(
+            step.method.path,
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=step.method.response.FromString,
+        )
+        try:
+            response = send(step.messages, timeout=step.timeout_s)
+        except grpc.RpcError as error:
+            step.messages.check()
+            raise from_call(error, step.method.service, self._targets[step.method.service]) from error
+        step.messages.check()
+        return response
+
+    def _callable(self, method: Method[Any]) -> "grpc.UnaryUnaryMultiCallable[Any, Any]":
+        known = self._callables.get(method)
+        if known is None:
+            known = self._callables[method] = self._channels[method.service].unary_unary(
+                method.path,
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=method.response.FromString,
+            )
+        return known

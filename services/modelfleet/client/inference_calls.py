@@ -1,0 +1,339 @@
+"""Calls of the inference service."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from modelfleet.api.inference.v1 import inference_pb2 as pb
+from modelfleet.api.manager.v1 import version_state_pb2
+from modelfleet.api.oip.v2 import open_inference_pb2 as oip_pb
+from modelfleet.api.tokenizer.v1 import tokenizer_pb2
+from modelfleet.bundle.reference import DEFAULT_ALIAS, ModelReference
+from modelfleet.client.answers import (
+    Classification,
+    Classifications,
+    Embeddings,
+    Entity,
+    ExtractedEntities,
+    LabelScore,
+    RankedDocument,
+    Ranking,
+    ServedModel,
+    TextEntities,
+    TextUsage,
+)
+from modelfleet.client.packing import as_ids, pack_sequences, unpack_vectors
+from modelfleet.client.splitting import ask_in_parts, text_sizes
+from modelfleet.client.steps import Method, Procedure, Service, ask, pause
+from modelfleet.client.tensors import Array, infer_outputs, infer_request
+from modelfleet.runtime.errors import (
+    AliasNotFoundError,
+    DeadlineExpiredError,
+    InvalidInputError,
+    StateConflictError,
+    UnavailableError,
+)
+
+Truncation: TypeAlias = Literal["right", "left", "forbidden"]
+
+_PATH = "/modelfleet.api.inference.v1.InferenceService"
+EMBED = Method(Service.INFERENCE, f"{_PATH}/Embed", pb.EmbedResponse)
+CLASSIFY = Method(Service.INFERENCE, f"{_PATH}/Classify", pb.ClassifyResponse)
+EXTRACT_ENTITIES = Method(Service.INFERENCE, f"{_PATH}/ExtractEntities", pb.ExtractEntitiesResponse)
+RERANK = Method(Service.INFERENCE, f"{_PATH}/Rerank", pb.RerankResponse)
+LIST_SERVED_MODELS = Method(Service.INFERENCE, f"{_PATH}/ListServedModels", pb.ListServedModelsResponse)
+MODEL_INFER = Method(Service.INFERENCE, "/inference.GRPCInferenceService/ModelInfer", oip_pb.ModelInferResponse)
+
+_TRUNCATION: Mapping[str, tokenizer_pb2.Truncation.ValueType] = {
+    "right": tokenizer_pb2.TRUNCATION_RIGHT,
+    "left": tokenizer_pb2.TRUNCATION_LEFT,
+    "forbidden": tokenizer_pb2.TRUNCATION_FORBIDDEN,
+}
+_POLL_S = 0.1
+
+
+def embed(
+    model: str,
+    texts: Sequence[str] = (),
+    *,
+    token_ids: Sequence[npt.ArrayLike] = (),
+    normalize: bool | None = None,
+    dimensions: int = 0,
+    truncation: Truncation = "right",
+    window_stride: int | None = None,
+    timeout_s: float | None = None,
+) -> Procedure[Embeddings]:
+    """
+    Turn texts, or sequences of token ids, into vectors. Batches of any size are taken.
+
+    Texts that are too long for the model are cut as `truncation` says, or covered by windows that share
+    `window_stride` tokens. `normalize` overrules the model's manifest; `dimensions` keeps the leading ones only.
+    """
+    sizes, inputs = _inputs(texts, token_ids)
+
+    def request(reference: str, part: slice) -> pb.EmbedRequest:
+        return pb.EmbedRequest(
+            model=reference,
+            texts=texts[part],
+            token_ids=inputs(part),
+            truncation=truncation_value(truncation),
+            windowing=windowing_message(window_stride),
+            dimensions=dimensions,
+            normalize=normalize,
+        )
+
+    responses = yield from ask_in_parts(EMBED, model, sizes, request, timeout_s)
+    vectors = [unpack_vectors(response.vectors, response.dimensions) for response in responses]
+    return Embeddings(
+        vectors=vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
+        usage=tuple(_usage(usage) for response in responses for usage in response.usage),
+        model=responses[0].model,
+        model_version=responses[0].model_version,
+    )
+
+
+def classify(
+    model: str,
+    texts: Sequence[str] = (),
+    *,
+    token_ids: Sequence[npt.ArrayLike] = (),
+    top_k: int = 0,
+    truncation: Truncation = "right",
+    window_stride: int | None = None,
+    timeout_s: float | None = None,
+) -> Procedure[Classifications]:
+    """Score the labels of texts, or of token ids; `top_k` keeps the best only. See `embed` for the rest."""
+    sizes, inputs = _inputs(texts, token_ids)
+
+    def request(reference: str, part: slice) -> pb.ClassifyRequest:
+        return pb.ClassifyRequest(
+            model=reference,
+            texts=texts[part],
+            token_ids=inputs(part),
+            truncation=truncation_value(truncation),
+            windowing=windowing_message(window_stride),
+            top_k=top_k,
+        )
+
+    responses = yield from ask_in_parts(CLASSIFY, model, sizes, request, timeout_s)
+    found = chain.from_iterable(response.classifications for response in responses)
+    return Classifications(
+        results=tuple(
+            Classification(tuple(LabelScore(label.label, label.score) for label in one.labels), _usage(one.usage))
+            for one in found
+        ),
+        model=responses[0].model,
+        model_version=responses[0].model_version,
+    )
+
+
+def extract_entities(
+    model: str,
+    texts: Sequence[str],
+    *,
+    min_score: float = 0,
+    truncation: Truncation = "right",
+    window_stride: int | None = None,
+    timeout_s: float | None = None,
+) -> Procedure[ExtractedEntities]:
+    """Find labelled spans in texts; those below `min_score` are left out. See `embed` for the rest."""
+
+    def request(reference: str, part: slice) -> pb.ExtractEntitiesRequest:
+        return pb.ExtractEntitiesRequest(
+            model=reference,
+            texts=texts[part],
+            truncation=truncation_value(truncation),
+            windowing=windowing_message(window_stride),
+            min_score=min_score,
+        )
+
+    responses = yield from ask_in_parts(EXTRACT_ENTITIES, model, text_sizes(texts, "texts"), request, timeout_s)
+    found = chain.from_iterable(response.results for response in responses)
+    return ExtractedEntities(
+        results=tuple(
+            TextEntities(
+                tuple(Entity(one.label, one.text, one.start, one.end, one.score) for one in result.entities),
+                _usage(result.usage),
+            )
+            for result in found
+        ),
+        model=responses[0].model,
+        model_version=responses[0].model_version,
+    )
+
+
+def rerank(
+    model: str,
+    query: str,
+    documents: Sequence[str],
+    *,
+    top_k: int = 0,
+    raw_scores: bool = False,
+    truncation: Truncation = "right",
+    window_stride: int | None = None,
+    timeout_s: float | None = None,
+) -> Procedure[Ranking]:
+    """Order documents by relevance to a query; `top_k` keeps the best only. See `embed` for the rest."""
+    text_sizes([query], "query")
+    sizes = text_sizes(documents, "documents")
+    offsets: list[int] = []
+
+    def request(reference: str, part: slice) -> pb.RerankRequest:
+        offsets.append(part.start)
+        return pb.RerankRequest(
+            model=reference,
+            query=query,
+            documents=documents[part],
+            truncation=truncation_value(truncation),
+            windowing=windowing_message(window_stride),
+            top_k=top_k,
+            raw_scores=raw_scores,
+        )
+
+    responses = yield from ask_in_parts(RERANK, model, sizes, request, timeout_s)
+    ranked = [
+        RankedDocument(offset + one.index, one.score, _usage(one.usage))
+        for offset, response in zip(offsets, responses, strict=True)
+        for one in response.documents
+    ]
+    ranked.sort(key=lambda document: -document.score)
+    return Ranking(
+        documents=tuple(ranked[: top_k or None]),
+        model=responses[0].model,
+        model_version=responses[0].model_version,
+    )
+
+
+def infer(
+    model: str,
+    inputs: Mapping[str, Array],
+    *,
+    outputs: Sequence[str] = (),
+    timeout_s: float | None = None,
+) -> Procedure[dict[str, Array]]:
+    """
+    Run a model on raw tensors through the Open Inference Protocol; returns its outputs, or those named, by name.
+
+    Arrays of texts or `bytes` travel as BYTES and come back as object arrays of `bytes`. BF16 outputs are widened to
+    float32.
+    """
+    reference = yield from _numbered(ModelReference.parse(model), timeout_s)
+    request = infer_request(reference.model, str(reference.model_version or ""), inputs)
+    for name in outputs:
+        request.outputs.add(name=name)
+    response = yield from ask(MODEL_INFER, request, timeout_s)
+    return infer_outputs(response)
+
+
+def served_models(*, timeout_s: float | None = None) -> Procedure[tuple[ServedModel, ...]]:
+    """List the model versions that a worker holds, in any state, ordered by name and number."""
+    return (yield from _served_models(timeout_s))
+
+
+def wait_until_served(model: str, *, model_version: int | None = None, timeout_s: float = 60) -> Procedure[ServedModel]:
+    """
+    Return once a worker has the model version READY that `model` names, and `model_version` if given.
+
+    Raises StateConflictError with the worker's reason when the version fails to load, and DeadlineExpiredError, with
+    what the worker said last, after `timeout_s`. A worker that cannot be reached yet is waited for.
+    """
+    reference = ModelReference.parse(model)
+    number = model_version or reference.model_version
+    deadline = time.monotonic() + timeout_s
+    last = "no worker answered"
+    while (remaining := deadline - time.monotonic()) > 0:
+        try:
+            served = yield from _served_models(remaining, wait_for_ready=True)
+        except (UnavailableError, DeadlineExpiredError) as error:
+            last = error.message
+        else:
+            candidates = [one for one in served if one.model == reference.model and number in (None, one.model_version)]
+            for one in candidates:
+                if one.state == "READY" and (reference.alias is None or reference.alias in one.aliases):
+                    return one
+                if one.state == "FAILED" and (number or reference.alias in one.aliases):
+                    raise StateConflictError(f"{one.model}@{one.model_version} cannot be served: {one.state_reason}")
+            last = "the worker holds " + (
+                ", ".join(f"{one.model}@{one.model_version} ({one.state})" for one in candidates)
+                or f"no version of {reference.model!r}"
+            )
+        yield from pause(min(_POLL_S, max(remaining, 0)))
+    raise DeadlineExpiredError(f"{reference} is not served after {timeout_s:g} s: {last}.")
+
+
+def _served_models(timeout_s: float | None, *, wait_for_ready: bool = False) -> Procedure[tuple[ServedModel, ...]]:
+    models: list[ServedModel] = []
+    request = pb.ListServedModelsRequest()
+    while True:
+        page = yield from ask(LIST_SERVED_MODELS, request, timeout_s, wait_for_ready=wait_for_ready)
+        models.extend(_served_model(model) for model in page.models)
+        if not page.next_page_token:
+            return tuple(models)
+        request = pb.ListServedModelsRequest(page_token=page.next_page_token)
+
+
+def _numbered(reference: ModelReference, timeout_s: float | None) -> Procedure[ModelReference]:
+    """Return a reference in the protocol's terms, which know numbers and, as an absent number, the default alias."""
+    if reference.alias in (None, DEFAULT_ALIAS):
+        return reference
+    for served in (yield from _served_models(timeout_s)):
+        if served.model == reference.model and reference.alias in served.aliases:
+            return ModelReference(reference.model, None, served.model_version)
+    raise AliasNotFoundError(f"The worker serves no version under {reference}. List them with served_models().")
+
+
+def _inputs(
+    texts: Sequence[str], token_ids: Sequence[npt.ArrayLike]
+) -> tuple[list[int], Callable[[slice], pb.TokenIds | None]]:
+    """Return the bytes of each text or sequence, and what makes the message of a slice of the sequences."""
+    if not len(token_ids):
+        return text_sizes(texts, "texts"), lambda _: None
+    if len(texts):
+        raise InvalidInputError("Both texts and token_ids are given. Give one of them.", field="token_ids")
+    try:
+        arrays = [as_ids(sequence) for sequence in token_ids]
+    except ValueError as error:
+        raise InvalidInputError(f"token_ids: {error}.", field="token_ids") from error
+
+    def message(part: slice) -> pb.TokenIds:
+        ids, lengths = pack_sequences(arrays[part])
+        return pb.TokenIds(ids=ids, lengths=lengths)
+
+    return [array.nbytes for array in arrays], message
+
+
+def truncation_value(name: Truncation) -> tokenizer_pb2.Truncation.ValueType:
+    """Return the protocol's value. Raises InvalidInputError for an unknown name."""
+    if name not in _TRUNCATION:
+        raise InvalidInputError(f"truncation is {name!r}. Use one of {', '.join(_TRUNCATION)}.", field="truncation")
+    return _TRUNCATION[name]
+
+
+def windowing_message(stride: int | None) -> tokenizer_pb2.Windowing | None:
+    """Return the message, or none for a text that is to be cut instead."""
+    return None if stride is None else tokenizer_pb2.Windowing(stride=stride)
+
+
+def _usage(usage: pb.TextUsage) -> TextUsage:
+    return TextUsage(usage.token_count, usage.truncated, usage.window_count)
+
+
+def _served_model(served: pb.ServedModel) -> ServedModel:
+    return ServedModel(
+        model=served.model,
+        model_version=served.model_version,
+        bundle_digest=served.bundle_digest,
+        task=pb.Task.Name(served.task).removeprefix("TASK_").lower(),
+        state=version_state_pb2.VersionState.Name(served.state).removeprefix("VERSION_STATE_"),
+        state_reason=served.state_reason,
+        aliases=tuple(served.aliases),
+        providers=tuple(served.providers),
+        max_tokens=served.max_tokens,
+        max_batch_tokens=served.max_batch_tokens,
+        labels=tuple(served.labels),
+        tokenizer_digest=served.tokenizer_digest,
+    )

@@ -1,0 +1,132 @@
+"""
+What a client does, apart from how it waits.
+
+A procedure is a generator that yields steps and is sent their outcomes, so that `Client` and `AsyncClient` share every
+line but those that wait. Inside one, `yield from ask(...)` reads like a call.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from google.protobuf.message import Message
+
+DEFAULT_TIMEOUT_S = 30.0
+CALLS_AT_ONCE = 4
+"""Calls that `AskAll` has under way."""
+
+M = TypeVar("M", bound=Message)
+R = TypeVar("R")
+
+
+class Service(StrEnum):
+    """A service that a client talks to."""
+
+    INFERENCE = "inference"
+    TOKENIZER = "tokenizer"
+    MANAGER = "manager"
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[M]):
+    """An RPC: the service that has it, its path, the message that it returns."""
+
+    service: Service
+    path: str
+    response: type[M]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Call a method with one message. Without `timeout_s`, the client's default holds."""
+
+    method: Method[Any]
+    request: Message
+    timeout_s: float | None = None
+    wait_for_ready: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AskAll:
+    """Make several calls, a few at a time; their responses come in order. The first failure ends them all."""
+
+    calls: tuple[Ask, ...]
+
+
+class Messages(Iterator[Message]):
+    """Messages to stream. An error in making them ends the stream; `check` raises it where it can be caught."""
+
+    def __init__(self, source: Iterator[Message]) -> None:
+        self._source = source
+        self._error: Exception | None = None
+
+    def __next__(self) -> Message:
+        try:
+            return next(self._source)
+        except StopIteration:
+            raise
+        except Exception as error:  # noqa: BLE001  raised again by `check`; gRPC would only log it
+            self._error = error
+            raise StopIteration from None
+
+    def check(self) -> None:
+        """Raise the error that ended the stream, if one did."""
+        if self._error:
+            raise self._error
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Call a method with a stream of messages, whose making may read files."""
+
+    method: Method[Any]
+    messages: Messages
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let time pass before the next try."""
+
+    seconds: float
+
+
+Step: TypeAlias = Ask | AskAll | Upload | Pause
+Procedure: TypeAlias = Generator[Step, Any, R]
+
+
+def ask(method: Method[M], request: Message, timeout_s: float | None, *, wait_for_ready: bool = False) -> Procedure[M]:
+    """Return the response to one request."""
+    response: M = yield Ask(method, request, timeout_s, wait_for_ready)
+    return response
+
+
+def ask_all(method: Method[M], requests: Iterable[Message], timeout_s: float | None) -> Procedure[list[M]]:
+    """Return the responses to several requests, in order. Each has the whole of `timeout_s`."""
+    responses: list[M] = yield AskAll(tuple(Ask(method, request, timeout_s) for request in requests))
+    return responses
+
+
+def upload(method: Method[M], messages: Iterator[Message], timeout_s: float) -> Procedure[M]:
+    """Return the response to a stream of messages."""
+    response: M = yield Upload(method, Messages(messages), timeout_s)
+    return response
+
+
+def pause(seconds: float) -> Procedure[None]:
+    """Let time pass."""
+    yield Pause(seconds)
+
+
+def present(method: Callable[..., object], procedure: Callable[..., object]) -> None:
+    """Give a client's method the name, the description and the parameters of its procedure, for `help` and editors."""
+    functools.update_wrapper(method, procedure)
+    signature = inspect.signature(procedure)
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    # What `inspect.signature` looks at before anything else.
+    vars(method)["__signature__"] = signature.replace(
+        parameters=[itself, *signature.parameters.values()], return_annotation=inspect.Signature.empty
+    )
