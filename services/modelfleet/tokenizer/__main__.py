@@ -1,0 +1,83 @@
+"""The tokenizer service: `python -m modelfleet.tokenizer --help`."""
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+
+from modelfleet.api.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from modelfleet.client.channel import open_async_channel
+from modelfleet.runtime.cpus import available_cpus
+from modelfleet.runtime.server import Server, run, until_signalled
+from modelfleet.runtime.settings import ServerSettings, read_settings
+from modelfleet.tokenizer.blob_source import BlobSource
+from modelfleet.tokenizer.disk_cache import DiskCache
+from modelfleet.tokenizer.encoding_threads import EncodingThreads
+from modelfleet.tokenizer.limits import Limits
+from modelfleet.tokenizer.servicer import TokenizerServicer
+from modelfleet.tokenizer.tokenizers import TokenizerStore
+
+SERVICE = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"].full_name
+
+
+class Settings(ServerSettings):
+    """Settings of the tokenizer service."""
+
+    port: int = Field(default=8002, ge=0, le=65535)
+    """Port of the gRPC server; 0 picks a free one."""
+    metrics_port: int = Field(default=9002, ge=0, le=65535)
+    """Port of Prometheus metrics; 0 picks a free one."""
+    manager: str = "localhost:8003"
+    """Address of the manager, which is asked for tokenizers that are not cached."""
+    manager_timeout_s: float = Field(default=30, gt=0)
+    """Longest time that the manager may take to send a tokenizer."""
+    cache_dir: Path = Path("~/.cache/modelfleet")
+    """Directory whose folder `tokenizers` keeps tokenizers by digest, so that a restart needs no manager."""
+    cached_tokenizers: int = Field(default=64, ge=1)
+    """Tokenizers kept in memory; the one used longest ago leaves first."""
+    cached_files: int = Field(default=256, ge=1)
+    """Tokenizers kept on disk; the one used longest ago leaves first."""
+    encoder_threads: int = Field(default_factory=available_cpus, ge=1)
+    """Threads that encode; as many as the CPUs that the container may use, unless given."""
+    max_texts: int = Field(default=16384, ge=1)
+    """Most texts, or sequences of token ids, in one request."""
+    max_text_bytes: int = Field(default=4 << 20, ge=1)
+    """Largest text, in bytes of UTF-8."""
+    max_tokenizer_bytes: int = Field(default=128 << 20, ge=1)
+    """Largest `tokenizer.json`."""
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until the process is told to stop."""
+    directory = settings.cache_dir.expanduser() / "tokenizers"
+    threads = EncodingThreads(settings.encoder_threads)
+    async with open_async_channel(settings.manager, max_message_bytes=settings.max_message_bytes) as channel:
+        manager = BlobSource(channel, timeout_s=settings.manager_timeout_s, max_bytes=settings.max_tokenizer_bytes)
+        store = TokenizerStore(manager.fetch, DiskCache(directory, settings.cached_files), settings.cached_tokenizers)
+        limits = Limits(max_texts=settings.max_texts, max_text_bytes=settings.max_text_bytes)
+        server = Server(settings, [SERVICE])
+        tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(
+            TokenizerServicer(store, threads, limits, manager.tokenizer_digest), server.grpc
+        )
+        await server.start()
+        # Ready without the manager: what is cached can be served, and the rest says UNAVAILABLE.
+        await server.set_serving(serving=True)
+        await until_signalled()
+        await server.drain()
+    threads.close()
+
+
+def main() -> None:
+    """Read the settings and serve."""
+    settings = read_settings(
+        Settings,
+        "python -m modelfleet.tokenizer",
+        "Turns text into token ids and back, with the tokenizers of the registered models.",
+    )
+    # Threads are counted here, per request; the library's own pool would add as many again and spin between batches.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    run(lambda: serve(settings), settings, "tokenizer")
+
+
+if __name__ == "__main__":
+    main()

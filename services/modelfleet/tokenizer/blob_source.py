@@ -1,0 +1,94 @@
+"""The manager, as far as the tokenizer service needs it: blobs by digest, and a model's tokenizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+
+from modelfleet.api.manager.v1 import model_service_pb2, model_service_pb2_grpc
+from modelfleet.bundle.bundle import Bundle, BundleFile
+from modelfleet.bundle.manifest import Manifest
+from modelfleet.bundle.reference import ModelReference
+from modelfleet.client.errors import from_rpc_error
+from modelfleet.runtime import telemetry
+from modelfleet.runtime.errors import (
+    BlobNotFoundError,
+    DeadlineExpiredError,
+    InvalidBundleError,
+    ManagerUnreachableError,
+    ModelfleetError,
+    TokenizerNotFoundError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    ModelServiceStub = model_service_pb2_grpc.ModelServiceAsyncStub
+
+
+class BlobSource:
+    """Calls the manager on `channel`. A call may take `timeout_s`; a blob may have `max_bytes`."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, timeout_s: float, max_bytes: int) -> None:
+        self._manager: ModelServiceStub = model_service_pb2_grpc.ModelServiceStub(channel)
+        self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
+
+    async def fetch(self, digest: str) -> bytes:
+        """
+        Return the content of a blob, not yet verified.
+
+        Raises TokenizerNotFoundError, ManagerUnreachableError, or InvalidBundleError for a blob that is too large.
+        """
+        content = bytearray()
+        request = model_service_pb2.DownloadBlobRequest(sha256=digest)
+        try:
+            call = self._manager.DownloadBlob(request, timeout=self._timeout_s, metadata=_metadata())
+            async for piece in call:
+                content += piece.data
+                if len(content) > self._max_bytes:
+                    call.cancel()
+                    raise InvalidBundleError(
+                        f"Blob {digest} has more than the {self._max_bytes} bytes that max_tokenizer_bytes allows. "
+                        "Give the digest of a tokenizer.json.",
+                        field="tokenizer_digest",
+                    )
+        except grpc.RpcError as error:
+            raise _translated(error, digest) from error
+        return bytes(content)
+
+    async def tokenizer_digest(self, reference: ModelReference) -> str:
+        """
+        Return the digest of the `tokenizer.json` of a model version.
+
+        Raises the manager's NotFoundError, TokenizerNotFoundError where the model has none, ManagerUnreachableError.
+        """
+        request = model_service_pb2.GetModelVersionRequest(model=str(reference))
+        try:
+            response = await self._manager.GetModelVersion(request, timeout=self._timeout_s, metadata=_metadata())
+        except grpc.RpcError as error:
+            raise _translated(error) from error
+        version = response.model_version
+        files = tuple(BundleFile(file.path, file.sha256, file.size) for file in version.files)
+        digest = Bundle(files, Manifest.from_json(version.manifest_json)).tokenizer_digest
+        if digest is None:
+            raise TokenizerNotFoundError(
+                f"Model {version.model}@{version.model_version} has no tokenizer; it takes tensors.", field="model"
+            )
+        return digest
+
+
+def _metadata() -> tuple[tuple[str, str], ...]:
+    return ((telemetry.REQUEST_ID_HEADER, telemetry.request_id.get()),)
+
+
+def _translated(error: grpc.RpcError, digest: str = "") -> ModelfleetError:
+    translated = from_rpc_error(error)
+    if isinstance(translated, BlobNotFoundError):
+        return TokenizerNotFoundError(
+            f"The manager has no tokenizer with the digest {digest}. Push a model with it, or correct the digest.",
+            field="tokenizer_digest",
+        )
+    if isinstance(translated, UnavailableError | DeadlineExpiredError):
+        return ManagerUnreachableError(f"The manager cannot be reached ({translated.message}). Retry.")
+    return translated

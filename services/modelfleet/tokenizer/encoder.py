@@ -1,0 +1,189 @@
+"""
+From texts to token ids: encode whole, then cut or window here.
+
+The library's own truncation is a setting of the shared tokenizer, which threads may not change, and would hide how many
+tokens a text had. What is cut is nevertheless what the library would cut with `enable_truncation`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding
+
+from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError
+from modelfleet.tokenizer.cutting import Layout, Truncation, Window, covered, truncated, window_room
+from modelfleet.tokenizer.tokenizers import LoadedTokenizer
+
+Int32s: TypeAlias = npt.NDArray[np.int32]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingOptions:
+    """
+    How texts become tokens.
+
+    `max_tokens` is the most tokens in a window, special tokens included; 0 for no limit.
+    `stride`, if given, asks for windows instead of truncation: so many tokens are shared by neighbours.
+    """
+
+    max_tokens: int = 0
+    truncation: Truncation = Truncation.RIGHT
+    stride: int | None = None
+    special_tokens: bool = True
+    offsets: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """
+    Encoded texts as windows in the order of the texts, the windows of one text one after another.
+
+    `ids` is int32 [tokens]; `lengths` is int32 [windows];
+    `type_ids` is uint8 [tokens], or [0] when all are 0;
+    `offsets` is int32 [2 * tokens], first character and the one after the last, or [0] when not asked for;
+    `window_counts` is int32 [texts], or [0] when every text has one window;
+    `token_counts` is int32 [texts], before any cut, special tokens included.
+    """
+
+    ids: Int32s
+    lengths: Int32s
+    type_ids: npt.NDArray[np.uint8]
+    offsets: Int32s
+    window_counts: Int32s
+    token_counts: Int32s
+
+
+def encode(
+    tokenizer: LoadedTokenizer,
+    texts: Sequence[str],
+    pairs: Sequence[str],
+    options: EncodingOptions,
+    *,
+    first_index: int = 0,
+) -> Tokens:
+    """
+    Encode texts, or pairs when `pairs` has one for each. `first_index` numbers the first text in error messages.
+
+    Raises InvalidInputError where windows or truncation cannot do what is asked for, InvalidBundleError when the
+    tokenizer itself fails.
+    """
+    _check(tokenizer, options, is_pair=bool(pairs))
+    encodings = _encode_whole(tokenizer, texts, pairs, options)
+    token_counts = np.fromiter(map(len, encodings), np.int32, len(encodings))
+    windows: list[list[Window]] | None = None
+    lengths, window_counts = token_counts, np.empty(0, np.int32)
+    if options.max_tokens and token_counts.max(initial=0) > options.max_tokens:
+        windows = [_windows(encoding, options, first_index + index) for index, encoding in enumerate(encodings)]
+        lengths = np.fromiter(map(_length, chain.from_iterable(windows)), np.int32)
+        if len(lengths) > len(encodings):
+            window_counts = np.fromiter(map(len, windows), np.int32, len(windows))
+    type_ids: list[int] = []
+    if (bool(pairs), options.special_tokens) in tokenizer.type_ids_of:
+        type_ids = _gathered(encodings, windows, lambda encoding: encoding.type_ids)
+    offsets: list[tuple[int, int]] = []
+    if options.offsets:
+        offsets = _gathered(encodings, windows, lambda encoding: encoding.offsets)
+    return Tokens(
+        ids=np.array(_gathered(encodings, windows, lambda encoding: encoding.ids), np.int32),
+        lengths=lengths,
+        type_ids=np.array(type_ids if any(type_ids) else [], np.uint8),
+        offsets=np.fromiter(chain.from_iterable(offsets), np.int32, 2 * len(offsets)),
+        window_counts=window_counts,
+        token_counts=token_counts,
+    )
+
+
+def _check(tokenizer: LoadedTokenizer, options: EncodingOptions, *, is_pair: bool) -> None:
+    if options.max_tokens < 0:
+        raise InvalidInputError(f"max_tokens is {options.max_tokens}. Use 0 for no limit.", field="max_tokens")
+    if options.stride is not None and options.stride < 0:
+        raise InvalidInputError(f"stride is {options.stride}. Use 0 or more.", field="windowing.stride")
+    if options.max_tokens == 0:
+        if options.stride is not None:
+            raise InvalidInputError("windowing needs max_tokens, the size of a window.", field="max_tokens")
+        return
+    added = (tokenizer.added_to_pair if is_pair else tokenizer.added_to_single) if options.special_tokens else 0
+    room = options.max_tokens - added
+    if room < 1:
+        raise InvalidInputError(
+            f"max_tokens is {options.max_tokens}, but {added} special tokens are added. Use at least {added + 1}.",
+            field="max_tokens",
+        )
+    if options.stride is not None and options.stride >= room:
+        raise InvalidInputError(
+            f"stride is {options.stride}, but a window of {options.max_tokens} tokens has room for {room} beside the "
+            f"special tokens. Use at most {room - 1}.",
+            field="windowing.stride",
+        )
+
+
+def _encode_whole(
+    tokenizer: LoadedTokenizer, texts: Sequence[str], pairs: Sequence[str], options: EncodingOptions
+) -> list[Encoding]:
+    library = tokenizer.library
+    encode_batch = library.encode_batch if options.offsets else library.encode_batch_fast
+    inputs = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
+    try:
+        return encode_batch(inputs, add_special_tokens=options.special_tokens)
+    except Exception as error:  # the library raises bare Exception, such as for a vocabulary without its [UNK]
+        raise InvalidBundleError(
+            f"Tokenizer {tokenizer.digest} failed: {error}. Push the model with a repaired tokenizer.json."
+        ) from error
+
+
+def _windows(encoding: Encoding, options: EncodingOptions, index: int) -> list[Window]:
+    """Return the windows of one text: itself where it fits."""
+    length, max_tokens = len(encoding), options.max_tokens
+    if length <= max_tokens:
+        return [(slice(0, length),)]
+    sequence_ids = encoding.sequence_ids
+    layout = Layout(length, _half(sequence_ids, 0), _half(sequence_ids, 1))
+    if options.stride is not None:
+        room = window_room(layout, max_tokens)
+        if options.stride >= room:
+            raise InvalidInputError(
+                f"texts[{index}] has {len(layout.first)} tokens and is repeated whole in each window of {max_tokens}, "
+                f"which leaves {max(room, 0)} for its pair: not more than the stride of {options.stride}. Shorten the "
+                "text or the stride, or allow more max_tokens.",
+                field=f"texts[{index}]",
+            )
+        return covered(layout, max_tokens, options.stride)
+    if options.truncation is Truncation.FORBIDDEN:
+        raise InvalidInputError(
+            f"texts[{index}] has {length} tokens, more than the {max_tokens} allowed, and truncation is forbidden. "
+            "Shorten it, or ask for windowing or another truncation.",
+            field=f"texts[{index}]",
+        )
+    return [truncated(layout, max_tokens, options.truncation)]
+
+
+def _half(sequence_ids: list[int | None], half: int) -> range:
+    count = sequence_ids.count(half)
+    start = sequence_ids.index(half) if count else len(sequence_ids)
+    return range(start, start + count)
+
+
+def _length(window: Window) -> int:
+    return sum(part.stop - part.start for part in window)
+
+
+def _gathered(
+    encodings: Sequence[Encoding], windows: Sequence[Sequence[Window]] | None, values_of: Callable[[Encoding], list[T]]
+) -> list[T]:
+    """Return the values of all tokens that are kept. Lists are joined in C, which costs about 1 us a text."""
+    gathered: list[T] = []
+    if windows is None:
+        for encoding in encodings:
+            gathered += values_of(encoding)
+        return gathered
+    for encoding, windows_of_text in zip(encodings, windows, strict=True):
+        values = values_of(encoding)
+        for window in windows_of_text:
+            for part in window:
+                gathered += values[part]
+    return gathered
