@@ -56,6 +56,8 @@ class Manifest(BaseModel):
     """Path of `tokenizer.json`. Every task but `tensor` needs one."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Most tokens in one sequence, special tokens included. Every task but `tensor` needs it."""
+    vocabulary_size: int | None = Field(default=None, ge=1)
+    """Token ids are 0 to vocabulary_size - 1. Where absent, only the session finds ids outside of it."""
     pad_token_id: int = Field(default=0, ge=0)
     """Token id that fills short sequences."""
     output: str | None = None
@@ -68,6 +70,8 @@ class Manifest(BaseModel):
     """For `embed`: scale vectors to L2 norm 1."""
     activation: Activation = Activation.SOFTMAX
     """For `classify`."""
+    allow_nan: bool = False
+    """For `tensor`: take NaN in inputs, as models do that know missing values."""
     license: str | None = None
     """SPDX identifier or name of the weights' licence."""
 

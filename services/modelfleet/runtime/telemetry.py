@@ -29,6 +29,12 @@ def new_request_id() -> str:
     return secrets.token_hex(8)
 
 
+def outgoing_metadata() -> tuple[tuple[str, str], ...]:
+    """Return the metadata that carries the current request id to the next service."""
+    current = request_id.get()
+    return ((REQUEST_ID_HEADER, current),) if current else ()
+
+
 def configure_logging(service: str, level: str) -> None:
     """Send structlog's events and the standard library's records as JSON lines to standard error."""
     shared: list[structlog.typing.Processor] = [

@@ -1,0 +1,1 @@
+"""From a session's outputs to results: pure functions on numpy arrays."""

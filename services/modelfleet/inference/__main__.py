@@ -1,0 +1,160 @@
+"""Starts a worker: sessions, engine, agent, and the two services in front of them."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from pydantic import Field
+
+from modelfleet.api.inference.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
+from modelfleet.api.oip.v2.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from modelfleet.client.channel import open_async_channel
+from modelfleet.inference.agent import Agent
+from modelfleet.inference.batching import BatchLimits
+from modelfleet.inference.cache import Cache
+from modelfleet.inference.engine import Engine
+from modelfleet.inference.loading import Loader
+from modelfleet.inference.manager_client import ManagerClient
+from modelfleet.inference.oip_servicer import OpenInferenceServicer
+from modelfleet.inference.pipeline import Pipeline, RequestLimits
+from modelfleet.inference.served_models import ServedModels
+from modelfleet.inference.servicer import InferenceServicer
+from modelfleet.inference.session import Device, SessionOptions
+from modelfleet.inference.tokenization import Tokenization
+from modelfleet.inference.tokenizer_client import TokenizerClient
+from modelfleet.runtime.cpus import available_cpus
+from modelfleet.runtime.server import Server, run, until_signalled
+from modelfleet.runtime.settings import ServerSettings, read_settings
+
+SERVICES = ("modelfleet.api.inference.v1.InferenceService", "inference.GRPCInferenceService")
+
+# Found by `make bench`: on a CPU a batch that stays in its caches is fastest and padding is never free; a GPU wants
+# large batches, and below about a thousand tokens one takes as long as a single text.
+_BATCHES = {
+    Device.CPU: BatchLimits(max_tokens=512, min_fill=0.9, free_tokens=0),
+    Device.CUDA: BatchLimits(max_tokens=16384, min_fill=0.9, free_tokens=1024),
+    Device.TENSORRT: BatchLimits(max_tokens=16384, min_fill=0.9, free_tokens=1024),
+}
+_LANES = {Device.CPU: 1, Device.CUDA: 2, Device.TENSORRT: 2}
+
+# An engine thread that has just come back from a session needs the interpreter at once, to start the next batch; the
+# default of 5 ms lets the event loop keep it for as long as a batch takes on a GPU.
+_THREAD_SWITCH_INTERVAL_S = 0.0005
+
+
+class Settings(ServerSettings):
+    """Settings of a worker."""
+
+    port: int = Field(default=8001, ge=0, le=65535)
+    """Port of the gRPC server; 0 picks a free one."""
+    metrics_port: int = Field(default=9001, ge=0, le=65535)
+    """Port of Prometheus metrics; 0 picks a free one."""
+    manager: str = "localhost:8003"
+    """Where the manager listens."""
+    tokenizer: str = "localhost:8002"
+    """Where the tokenizer service listens."""
+    worker: str = Field(default_factory=socket.gethostname)
+    """Name of this worker, unique while it lives; the pod's name on Kubernetes. The host's name by default."""
+    pool: str = "default"
+    """Name of the pool that this worker belongs to."""
+    cache_dir: Path = Path("modelfleet-cache")
+    """Directory of downloaded models, made when missing; a worker started again on it needs no download."""
+    device: Device = Device.CPU
+    """What sessions run on. A device that is not there is an error; nothing falls back to the CPU."""
+    device_id: int = Field(default=0, ge=0)
+    """Which GPU."""
+    device_memory_bytes: int = Field(default=0, ge=0)
+    """Most memory that one session's arena may take on a GPU; 0 for no limit."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of a session; 0 for as many CPUs as the container is given."""
+    max_batch_tokens: int = Field(default=0, ge=0)
+    """Most padded tokens in a batch (rows, for `tensor` models); 0 for 512 on a CPU and 16384 on a GPU."""
+    max_queue_tokens: int = Field(default=262_144, ge=1)
+    """Most tokens that wait for one model; a request beyond that is answered RESOURCE_EXHAUSTED."""
+    max_texts: int = Field(default=4096, ge=1)
+    """Most texts in one request."""
+    max_text_bytes: int = Field(default=512 << 10, ge=1)
+    """Largest text."""
+
+    @property
+    def batch_limits(self) -> BatchLimits:
+        """The device's limits of a batch, with the budget that was set."""
+        limits = _BATCHES[self.device]
+        return BatchLimits(self.max_batch_tokens or limits.max_tokens, limits.min_fill, limits.free_tokens)
+
+
+@asynccontextmanager
+async def working(settings: Settings) -> AsyncIterator[Server]:
+    """Serve until the block ends, then drain."""
+    async with (
+        open_async_channel(settings.manager) as manager_channel,
+        open_async_channel(settings.tokenizer) as tokenizer_channel,
+    ):
+        cache = Cache(settings.cache_dir)
+        manager = ManagerClient(manager_channel, worker=settings.worker, pool=settings.pool)
+        engine = Engine(_LANES[settings.device], settings.max_queue_tokens)
+        options = SessionOptions(
+            device=settings.device,
+            device_id=settings.device_id,
+            threads=settings.threads or available_cpus(),
+            device_memory_bytes=settings.device_memory_bytes,
+            engine_cache=cache.engines,
+        )
+        served = ServedModels()
+        loader = Loader(cache, manager.download, engine, options, settings.batch_limits)
+        agent = Agent(served, loader, engine, cache, manager)
+        tokenization = Tokenization(TokenizerClient(tokenizer_channel))
+        limits = RequestLimits(settings.max_texts, settings.max_text_bytes)
+        pipeline = Pipeline(served, manager, tokenization, engine, limits)
+
+        server = Server(settings, SERVICES)
+        open_inference = OpenInferenceServicer(pipeline, served, max_batch=settings.max_texts)
+        add_InferenceServiceServicer_to_server(InferenceServicer(pipeline, served), server.grpc)
+        add_GRPCInferenceServiceServicer_to_server(open_inference, server.grpc)
+        await server.start()
+        agent_task = asyncio.create_task(agent.run(), name="agent")
+        ready_task = asyncio.create_task(_say_ready(agent, server, open_inference), name="ready")
+        try:
+            yield server
+        finally:
+            ready_task.cancel()
+            open_inference.ready = False
+            await server.drain()
+            agent_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await agent_task
+            engine.close()
+
+
+async def _say_ready(agent: Agent, server: Server, open_inference: OpenInferenceServicer) -> None:
+    await agent.settled.wait()
+    open_inference.ready = True
+    await server.set_serving(serving=True)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    async with working(settings):
+        await until_signalled()
+
+
+def main() -> None:
+    """Read the settings and serve."""
+    settings = read_settings(
+        Settings,
+        "python -m modelfleet.inference",
+        "An inference worker of modelfleet: runs the models that the manager assigns to its pool.",
+    )
+    # The sessions' threads are the ones that compute; numpy's own would only fight them for the CPUs.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.setswitchinterval(_THREAD_SWITCH_INTERVAL_S)
+    run(lambda: serve(settings), settings, "inference")
+
+
+if __name__ == "__main__":
+    main()

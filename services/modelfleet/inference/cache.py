@@ -1,0 +1,96 @@
+"""A worker's disk: blobs by digest, bundles as directories of hard links to them, and the last assignment."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import structlog
+
+from modelfleet.bundle.bundle import Bundle, BundleFile, hash_file
+from modelfleet.inference.assignment import Assignment
+from modelfleet.runtime.errors import DigestMismatchError
+
+_log = structlog.get_logger()
+
+# Yields the bytes of a blob from an offset on.
+Download = Callable[[str, int], AsyncIterator[bytes]]
+
+
+class Cache:
+    """Files below `root`. Everything is written under another name first: what has its final name is whole."""
+
+    def __init__(self, root: Path) -> None:
+        self._blobs = root / "blobs"
+        self._bundles = root / "bundles"
+        self._assignment = root / "assignment.json"
+        self.engines = root / "engines"
+        for directory in (self._blobs, self._bundles, self.engines):
+            directory.mkdir(parents=True, exist_ok=True)
+
+    async def fetch(self, file: BundleFile, download: Download) -> None:
+        """
+        Have the blob of a file here. A download that was cut short continues where it stopped.
+
+        Raises DigestMismatchError when the bytes are others than announced; nothing of them is kept.
+        """
+        if (self._blobs / file.sha256).exists():
+            return
+        partial = self._blobs / f"{file.sha256}.partial"
+        with partial.open("ab") as output:
+            async for piece in download(file.sha256, output.tell()):
+                await asyncio.to_thread(output.write, piece)
+            output.flush()
+            await asyncio.to_thread(os.fsync, output.fileno())
+        digest, _ = await asyncio.to_thread(hash_file, partial)
+        if digest != file.sha256:
+            partial.unlink()
+            raise _mismatch(file, digest)
+        partial.rename(self._blobs / file.sha256)
+
+    def materialize(self, bundle: Bundle) -> Path:
+        """
+        Check the blobs of a bundle against their hashes and return a directory that has them under their paths.
+
+        Hard links, since ONNX Runtime refuses external data behind links that lead out of the model's directory.
+        """
+        for file in bundle.files:
+            blob = self._blobs / file.sha256
+            digest, _ = hash_file(blob)
+            if digest != file.sha256:
+                blob.unlink()
+                raise _mismatch(file, digest)
+        directory = self._bundles / bundle.digest
+        if directory.exists():
+            return directory
+        building = self._bundles / f"{bundle.digest}.building"
+        shutil.rmtree(building, ignore_errors=True)
+        for file in bundle.files:
+            path = building / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self._blobs / file.sha256, path)
+        building.rename(directory)
+        return directory
+
+    def save_assignment(self, assignment: Assignment) -> None:
+        """Keep an assignment for the next start."""
+        written = self._assignment.with_suffix(".written")
+        written.write_text(assignment.to_json())
+        written.rename(self._assignment)
+
+    def last_assignment(self) -> Assignment | None:
+        """Return the assignment that was kept last; None where there is none that can be read."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                return Assignment.from_json(self._assignment.read_text())
+            except (ValueError, KeyError, TypeError) as error:
+                _log.warning("kept assignment is unreadable", path=str(self._assignment), error=str(error))
+        return None
+
+
+def _mismatch(file: BundleFile, digest: str) -> DigestMismatchError:
+    return DigestMismatchError(
+        f"{file.path!r} has the SHA-256 {digest} and should have {file.sha256}. It was deleted and is fetched anew."
+    )

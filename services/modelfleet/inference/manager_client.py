@@ -1,0 +1,122 @@
+"""The manager as a worker sees it: gRPC on one side, the domain's words on the other."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import structlog
+
+from modelfleet.api.manager.v1 import (
+    model_service_pb2,
+    model_service_pb2_grpc,
+    version_state_pb2,
+    worker_service_pb2,
+    worker_service_pb2_grpc,
+)
+from modelfleet.bundle.bundle import Bundle, BundleFile
+from modelfleet.bundle.manifest import Manifest
+from modelfleet.bundle.reference import ModelReference
+from modelfleet.client.errors import from_rpc_error
+from modelfleet.inference.assignment import AssignedVersion, Assignment, Route, VersionKey, WeightedVersion
+from modelfleet.inference.served_models import ServedVersion
+from modelfleet.runtime.errors import ManagerUnreachableError, ModelfleetError
+
+_log = structlog.get_logger()
+
+_RECONNECT_S = 0.5
+_CALL_TIMEOUT_S = 5.0
+
+
+class ManagerClient:
+    """One worker's line to the manager."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, worker: str, pool: str) -> None:
+        self._models = model_service_pb2_grpc.ModelServiceStub(channel)
+        self._workers = worker_service_pb2_grpc.WorkerServiceStub(channel)
+        self._worker = worker
+        self._pool = pool
+
+    async def assignments(self) -> AsyncIterator[Assignment]:
+        """Yield the newest assignment at once and after each change, for ever: lost connections are made again."""
+        request = worker_service_pb2.WatchAssignmentsRequest(worker=self._worker, pool=self._pool)
+        while True:
+            try:
+                async for response in self._workers.WatchAssignments(request, wait_for_ready=True):
+                    try:
+                        assignment = _assignment(response.assignment)
+                    except ModelfleetError as error:
+                        # A manifest that this release does not know: keep serving rather than die of it.
+                        _log.error("assignment not understood", error=error.message)
+                    else:
+                        yield assignment
+            except grpc.RpcError as error:
+                _log.warning("manager lost; serving what is here", error=from_rpc_error(error).message)
+            await asyncio.sleep(_RECONNECT_S)
+
+    async def report(self, revision: int, versions: list[ServedVersion]) -> None:
+        """Tell what this worker holds. Raises ManagerUnreachableError."""
+        request = worker_service_pb2.ReportStatusRequest(
+            worker=self._worker,
+            pool=self._pool,
+            revision=revision,
+            versions=[
+                worker_service_pb2.VersionStatus(
+                    model=version.key.model,
+                    model_version=version.key.model_version,
+                    state=version_state_pb2.VersionState.Value(f"VERSION_STATE_{version.state.value}"),
+                    reason=version.reason,
+                )
+                for version in versions
+            ],
+        )
+        try:
+            await self._workers.ReportStatus(request, timeout=_CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise _translated(error) from error
+
+    async def download(self, sha256: str, offset: int) -> AsyncIterator[bytes]:
+        """Yield the bytes of a blob from `offset` on. Raises BlobNotFoundError or ManagerUnreachableError."""
+        request = model_service_pb2.DownloadBlobRequest(sha256=sha256, offset=offset)
+        try:
+            async for response in self._models.DownloadBlob(request):
+                yield response.data
+        except grpc.RpcError as error:
+            raise _translated(error) from error
+
+    async def check_registered(self, reference: ModelReference) -> None:
+        """Return if the manager knows the reference. Raises its NotFoundError, or ManagerUnreachableError."""
+        request = model_service_pb2.GetModelVersionRequest(model=str(reference))
+        try:
+            await self._models.GetModelVersion(request, timeout=_CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise _translated(error) from error
+
+
+def _translated(error: grpc.RpcError) -> ModelfleetError:
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return ManagerUnreachableError(f"The manager cannot be reached ({error.details()}). Retry.")
+    return from_rpc_error(error)
+
+
+def _assignment(message: worker_service_pb2.Assignment) -> Assignment:
+    return Assignment(
+        revision=message.revision,
+        versions=tuple(
+            AssignedVersion(
+                VersionKey(version.model, version.model_version),
+                Bundle(
+                    tuple(BundleFile(file.path, file.sha256, file.size) for file in version.files),
+                    Manifest.from_json(version.manifest_json),
+                ),
+            )
+            for version in message.model_versions
+        ),
+        routes=tuple(
+            Route(
+                route.model,
+                route.alias,
+                tuple(WeightedVersion(target.model_version, target.weight) for target in route.targets),
+            )
+            for route in message.routes
+        ),
+    )

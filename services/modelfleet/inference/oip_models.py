@@ -1,0 +1,123 @@
+"""
+How the Open Inference Protocol sees a model: its inputs and outputs as tensors, and an inference on them.
+
+`tensor` models are seen as their graph is. Text models take texts as BYTES, so that their clients need no tokenizer:
+
+- embed: `text` BYTES [n] or [n, 1] -> `embeddings` FP32 [n, dimensions]
+- classify: `text` -> `scores` FP32 [n, labels] and `labels` BYTES [n, labels], best first
+- entities: `text` -> `entities` BYTES [n, 1], each a JSON list of objects with label, text, start, end, score
+- rerank: `query` BYTES [1], `documents` BYTES [n] -> `scores` FP32 [n], in the order of the documents
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from modelfleet.bundle.manifest import Task
+from modelfleet.bundle.reference import ModelReference
+from modelfleet.inference.assignment import VersionKey
+from modelfleet.inference.models import LoadedModel, TensorModel
+from modelfleet.inference.pipeline import Pipeline, TextInput
+from modelfleet.inference.tensor_spec import Array, TensorSpec
+from modelfleet.runtime.errors import InvalidInputError, WrongTaskError
+
+_BYTES = np.dtype(np.object_)
+_FP32 = np.dtype(np.float32)
+_TEXT = TensorSpec("text", _BYTES, (None, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A model's tensors, batch dimension included. `batches`: whether the first dimension is one."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batches: bool
+
+
+def signature(model: LoadedModel) -> Signature:
+    """Return how a loaded model is seen."""
+    if isinstance(model, TensorModel):
+        return Signature(model.session.inputs, model.session.outputs, model.batches)
+    labels = len(model.manifest.labels)
+    match model.manifest.task:
+        case Task.EMBED:
+            dimensions = model.session.outputs[0].shape[-1]
+            return Signature((_TEXT,), (TensorSpec("embeddings", _FP32, (None, dimensions)),), batches=True)
+        case Task.CLASSIFY:
+            scores = TensorSpec("scores", _FP32, (None, labels))
+            return Signature((_TEXT,), (scores, TensorSpec("labels", _BYTES, (None, labels))), batches=True)
+        case Task.ENTITIES:
+            return Signature((_TEXT,), (TensorSpec("entities", _BYTES, (None, 1)),), batches=True)
+        case Task.RERANK:
+            query, documents = TensorSpec("query", _BYTES, (1,)), TensorSpec("documents", _BYTES, (None,))
+            return Signature((query, documents), (TensorSpec("scores", _FP32, (None,)),), batches=False)
+        case task:
+            raise WrongTaskError(
+                f"{model.name} is a model of the task {task.value!r}, which this protocol has no form for."
+            )
+
+
+async def infer(
+    pipeline: Pipeline, reference: ModelReference, task: Task, inputs: Mapping[str, Array], deadline: float
+) -> tuple[VersionKey, dict[str, Array]]:
+    """Return the version that answered and its outputs by name."""
+    match task:
+        case Task.EMBED:
+            embedded = await pipeline.embed(reference, _texts(inputs), deadline=deadline)
+            return embedded.version, {"embeddings": embedded.vectors}
+        case Task.CLASSIFY:
+            classified = await pipeline.classify(reference, _texts(inputs), deadline=deadline)
+            scores = np.array([[one.score for one in labels] for labels in classified.labels], np.float32)
+            names = np.array([[one.label.encode() for one in labels] for labels in classified.labels], object)
+            return classified.version, {"scores": scores, "labels": names}
+        case Task.ENTITIES:
+            extracted = await pipeline.extract_entities(reference, _texts(inputs), deadline=deadline)
+            lists: Any = [
+                [json.dumps([asdict(entity) for entity in found], ensure_ascii=False).encode()]
+                for found in extracted.entities
+            ]
+            return extracted.version, {"entities": np.array(lists, object)}
+        case Task.RERANK:
+            query, documents = _strings(inputs, "query"), _strings(inputs, "documents")
+            if len(query) != 1:
+                raise InvalidInputError(f"The input 'query' has {len(query)} elements. Give one.", field="inputs")
+            ranked = await pipeline.rerank(reference, query[0], TextInput(documents), deadline=deadline)
+            by_document = np.zeros(len(documents), np.float32)
+            for document in ranked.documents:
+                by_document[document.index] = document.score
+            return ranked.version, {"scores": by_document}
+        case _:
+            inferred = await pipeline.infer(reference, inputs, deadline=deadline)
+            return inferred.version, inferred.outputs
+
+
+def _texts(inputs: Mapping[str, Array]) -> TextInput:
+    return TextInput(_strings(inputs, "text"))
+
+
+def _strings(inputs: Mapping[str, Array], name: str) -> list[str]:
+    array = inputs.get(name)
+    if array is None:
+        raise InvalidInputError(
+            f"The input {name!r} is missing; there are {', '.join(inputs) or 'none'}.", field="inputs"
+        )
+    if array.dtype != _BYTES:
+        raise InvalidInputError(f"The input {name!r} holds {array.dtype}. Send texts as BYTES.", field="inputs")
+    if array.ndim > 2 or (array.ndim == 2 and array.shape[1] != 1):  # noqa: PLR2004  [n] or [n, 1]
+        raise InvalidInputError(
+            f"The input {name!r} has the shape {list(array.shape)}. Send texts as [n] or [n, 1].", field="inputs"
+        )
+    texts = []
+    for index, element in enumerate(array.ravel()):
+        try:
+            texts.append(element.decode())
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(
+                f"The input {name!r} is not UTF-8: byte {error.start} of element {index} is 0x{element[error.start]:02x}.",
+                field="inputs",
+            ) from None
+    return texts

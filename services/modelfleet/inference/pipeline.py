@@ -1,0 +1,258 @@
+"""
+The way of a request: find the model, tokenize, run in batches, turn rows into results.
+
+Every method holds its model version until it returns, so that no version is unloaded under a request. `deadline` is in
+seconds on the monotonic clock, infinite where the caller set none.
+"""
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelfleet.bundle.manifest import Task
+from modelfleet.bundle.reference import ModelReference
+from modelfleet.inference import metrics
+from modelfleet.inference.assignment import VersionKey
+from modelfleet.inference.engine import Engine
+from modelfleet.inference.models import TensorModel, TextModel
+from modelfleet.inference.results import Classified, Embedded, Extracted, Inferred, Reranked
+from modelfleet.inference.served_models import NotHeldError, ServedModels
+from modelfleet.inference.tasks import classify, embed, entities, rerank, tensors, windows
+from modelfleet.inference.tensor_spec import Array
+from modelfleet.inference.token_ids import check_token_ids
+from modelfleet.inference.tokenization import Tokenization, TokenizeOptions, Truncation
+from modelfleet.inference.tokens import Tokens
+from modelfleet.runtime.errors import InvalidInputError, NotServedHereError, WrongTaskError
+
+Floats = NDArray[np.float32]
+
+
+class Registry(Protocol):
+    """What the manager knows beyond this worker."""
+
+    async def check_registered(self, reference: ModelReference) -> None:
+        """Return if the reference leads to a version. Raises NotFoundError or ManagerUnreachableError."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may hold."""
+
+    max_texts: int
+    max_text_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """Texts, or ready token ids in their place; how long texts are fitted to the model."""
+
+    texts: Sequence[str] = ()
+    tokens: Tokens | None = None
+    truncation: Truncation = Truncation.RIGHT
+    stride: int | None = None
+
+
+class Pipeline:
+    """Answers requests in the domain's words; servicers translate."""
+
+    def __init__(
+        self,
+        served: ServedModels,
+        registry: Registry,
+        tokenization: Tokenization,
+        engine: Engine,
+        limits: RequestLimits,
+    ) -> None:
+        self._served = served
+        self._registry = registry
+        self._tokenization = tokenization
+        self._engine = engine
+        self._limits = limits
+
+    async def embed(
+        self,
+        reference: ModelReference,
+        text: TextInput,
+        *,
+        deadline: float,
+        dimensions: int = 0,
+        normalize: bool | None = None,
+    ) -> Embedded:
+        """Return one vector a text. `dimensions` keeps only leading ones; `normalize` None follows the manifest."""
+        async with self._text_model(reference, Task.EMBED) as (version, model):
+            tokens = await self._tokens(version, model, text, deadline)
+            vectors = np.stack(await self._run(model, tokens, deadline))
+            if not 0 <= dimensions <= vectors.shape[1]:
+                raise InvalidInputError(
+                    f"dimensions is {dimensions}; {version} has {vectors.shape[1]}. Ask for 1 to {vectors.shape[1]}, "
+                    "or 0 for all.",
+                    field="dimensions",
+                )
+            normalizes = model.manifest.normalize if normalize is None else normalize
+            assembled = embed.assemble(
+                vectors, tokens.lengths, tokens.window_counts, dimensions=dimensions, normalize=normalizes
+            )
+        return Embedded(version, assembled, tokens.usage())
+
+    async def classify(
+        self, reference: ModelReference, text: TextInput, *, deadline: float, top_k: int = 0
+    ) -> Classified:
+        """Return the best `top_k` labels of each text, 0 for all."""
+        _require_not_negative("top_k", top_k)
+        async with self._text_model(reference, Task.CLASSIFY) as (version, model):
+            tokens = await self._tokens(version, model, text, deadline)
+            rows = np.stack(await self._run(model, tokens, deadline))
+            probabilities = windows.weighted_mean(rows, tokens.lengths, tokens.window_counts)
+            labels = [classify.ranked(row, model.manifest.labels, top_k) for row in probabilities]
+        return Classified(version, labels, tokens.usage())
+
+    async def extract_entities(
+        self, reference: ModelReference, text: TextInput, *, deadline: float, min_score: float = 0.0
+    ) -> Extracted:
+        """Return the entities of each text with at least `min_score`."""
+        if not 0 <= min_score <= 1:
+            raise InvalidInputError(f"min_score is {min_score}. Give a number from 0 to 1.", field="min_score")
+        async with self._text_model(reference, Task.ENTITIES) as (version, model):
+            tokens = await self._tokens(version, model, text, deadline, with_offsets=True)
+            rows = await self._run(model, tokens, deadline)
+            assert tokens.offsets is not None
+            labelled = [
+                entities.LabelledWindow(row, tokens.offsets[start : start + len(row)])
+                for row, start in zip(rows, tokens.starts.tolist(), strict=False)
+            ]
+            firsts = windows.first_windows(tokens.window_counts).tolist()
+            found = [
+                entities.extract(one, labelled[first : first + count], model.manifest.labels, min_score)
+                for one, first, count in zip(text.texts, firsts, tokens.window_counts.tolist(), strict=True)
+            ]
+        return Extracted(version, found, tokens.usage())
+
+    async def rerank(
+        self,
+        reference: ModelReference,
+        query: str,
+        documents: TextInput,
+        *,
+        deadline: float,
+        top_k: int = 0,
+        raw: bool = False,
+    ) -> Reranked:
+        """Return the best `top_k` documents (0 for all) by relevance; `raw` scores are logits."""
+        _require_not_negative("top_k", top_k)
+        self._check_texts([query], field="query")
+        async with self._text_model(reference, Task.RERANK) as (version, model):
+            tokens = await self._tokens(version, model, documents, deadline, query=query)
+            rows = np.stack(await self._run(model, tokens, deadline))
+            logits = windows.best(rows, tokens.window_counts)[:, 0]
+            ranked = rerank.ranked(logits, raw=raw, top_k=top_k)
+        return Reranked(version, ranked, tokens.usage())
+
+    async def infer(self, reference: ModelReference, inputs: Mapping[str, Array], *, deadline: float) -> Inferred:
+        """Return the outputs of a `tensor` model for raw tensors."""
+        async with self.held(reference) as (version, model):
+            if not isinstance(model, TensorModel):
+                raise _wrong_task(version, model.manifest.task, Task.TENSOR)
+            rows, key = tensors.check(inputs, model.session.inputs, batches=model.batches, nan=model.manifest.allow_nan)
+            results = await self._engine.submit(model, inputs, [1] * rows, deadline=deadline, key=key)
+            outputs = tensors.joined(results, [spec.name for spec in model.session.outputs])
+        return Inferred(version, outputs)
+
+    @asynccontextmanager
+    async def held(self, reference: ModelReference) -> AsyncIterator[tuple[VersionKey, TextModel | TensorModel]]:
+        """Hold the version that a reference leads to. Raises NotFoundError, NotServedHereError, ModelLoadingError."""
+        try:
+            use = self._served.use(reference)
+            held = use.__enter__()
+        except NotHeldError:
+            await self._registry.check_registered(reference)
+            raise NotServedHereError(
+                f"{reference} is registered but not served by this worker. Ask one of another pool.",
+                field="model",
+            ) from None
+        try:
+            yield held
+        finally:
+            use.__exit__(None, None, None)
+
+    @asynccontextmanager
+    async def _text_model(self, reference: ModelReference, task: Task) -> AsyncIterator[tuple[VersionKey, TextModel]]:
+        async with self.held(reference) as (version, model):
+            if model.manifest.task is not task or not isinstance(model, TextModel):
+                raise _wrong_task(version, model.manifest.task, task)
+            yield version, model
+
+    async def _tokens(
+        self,
+        version: VersionKey,
+        model: TextModel,
+        text: TextInput,
+        deadline: float,
+        *,
+        query: str | None = None,
+        with_offsets: bool = False,
+    ) -> Tokens:
+        """Return the windows to run: from the tokenizer service, or as the caller sent them."""
+        if text.tokens is not None:
+            check_token_ids(text.tokens, model.manifest)
+            return text.tokens
+        field = "texts" if query is None else "documents"
+        self._check_texts(text.texts, field=field)
+        options = TokenizeOptions(
+            tokenizer_digest=self._tokenizer_digest(version),
+            max_tokens=model.manifest.max_tokens or 0,
+            truncation=text.truncation,
+            stride=text.stride,
+            with_offsets=with_offsets,
+        )
+        started = time.monotonic()
+        if query is None:
+            tokens = await self._tokenization.tokenize(options, text.texts, deadline=deadline)
+        else:
+            queries = [query] * len(text.texts)
+            tokens = await self._tokenization.tokenize(options, queries, pairs=text.texts, deadline=deadline)
+        metrics.STAGE_SECONDS.labels("tokenize").observe(time.monotonic() - started)
+        return tokens
+
+    def _tokenizer_digest(self, version: VersionKey) -> str:
+        held = self._served.get(version)
+        assert held
+        return held.assigned.bundle.tokenizer_digest or ""
+
+    async def _run(self, model: TextModel, tokens: Tokens, deadline: float) -> list[Floats]:
+        return await self._engine.submit(model, tokens, tokens.lengths.tolist(), deadline=deadline)
+
+    def _check_texts(self, texts: Sequence[str], *, field: str) -> None:
+        if not texts:
+            raise InvalidInputError(f"{field} is empty. Give at least one text.", field=field)
+        if len(texts) > self._limits.max_texts:
+            raise InvalidInputError(
+                f"{field} has {len(texts)} texts; one request takes at most {self._limits.max_texts}. Send several.",
+                field=field,
+            )
+        for index, text in enumerate(texts):
+            if not text:
+                raise InvalidInputError(f"{field}[{index}] is empty. Give at least one character.", field=field)
+            # A character has at most 4 bytes, so that short texts need not be encoded to be measured.
+            if 4 * len(text) > self._limits.max_text_bytes and len(text.encode()) > self._limits.max_text_bytes:
+                raise InvalidInputError(
+                    f"{field}[{index}] has {len(text.encode())} bytes; a text has at most "
+                    f"{self._limits.max_text_bytes}. Split it.",
+                    field=field,
+                )
+
+
+def _wrong_task(version: VersionKey, has: Task, wanted: Task) -> WrongTaskError:
+    return WrongTaskError(
+        f"{version} is a model of the task {has.value!r}, not {wanted.value!r}. Call the RPC of its task.",
+        field="model",
+    )
+
+
+def _require_not_negative(field: str, value: int) -> None:
+    if value < 0:
+        raise InvalidInputError(f"{field} is {value}. Give 0 for all, or a positive number.", field=field)

@@ -1,0 +1,146 @@
+"""The model versions on this worker, and where model references lead. Belongs to the event loop."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import structlog
+
+from modelfleet.bundle.reference import ModelReference
+from modelfleet.inference import metrics
+from modelfleet.inference.assignment import AssignedVersion, Route, VersionKey
+from modelfleet.inference.models import LoadedModel
+from modelfleet.inference.states import VersionState, follows
+from modelfleet.runtime.errors import ModelLoadingError, NotServedHereError
+
+_log = structlog.get_logger()
+
+_COMING = frozenset({VersionState.DOWNLOADING, VersionState.VERIFYING, VersionState.WARMING})
+
+
+@dataclass(eq=False, slots=True)
+class ServedVersion:
+    """A version on this worker. `model` is there from READY until UNLOADED."""
+
+    assigned: AssignedVersion
+    state: VersionState = VersionState.DOWNLOADING
+    reason: str = ""
+    model: LoadedModel | None = None
+    in_use: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def key(self) -> VersionKey:
+        """Name and number."""
+        return self.assigned.key
+
+
+class NotHeldError(Exception):
+    """Nothing here goes by that reference; whether it is registered at all, the manager knows."""
+
+
+class ServedModels:
+    """All versions by key, and routes by model and alias."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[[], None]] = []
+        self._versions: dict[VersionKey, ServedVersion] = {}
+        self._routes: dict[tuple[str, str], Route] = {}
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called after each change of a state."""
+        self._listeners.append(listener)
+
+    def versions(self) -> list[ServedVersion]:
+        """Return all versions, ordered by name and number."""
+        return [self._versions[key] for key in sorted(self._versions)]
+
+    def get(self, key: VersionKey) -> ServedVersion | None:
+        """Return a version, or None."""
+        return self._versions.get(key)
+
+    def add(self, assigned: AssignedVersion) -> ServedVersion:
+        """Begin a version's life, in DOWNLOADING."""
+        version = self._versions[assigned.key] = ServedVersion(assigned)
+        self._changed(version)
+        return version
+
+    def move(self, version: ServedVersion, state: VersionState, reason: str = "") -> None:
+        """Change a version's state. UNLOADED ends its life here."""
+        version.state, version.reason = follows(version.state, state), reason
+        if state is VersionState.UNLOADED:
+            del self._versions[version.key]
+        self._changed(version)
+
+    def _changed(self, version: ServedVersion) -> None:
+        _log.info("version state", version=str(version.key), state=version.state.value, reason=version.reason)
+        for state in VersionState:
+            metrics.VERSION_STATE.labels(str(version.key), state.value).set(state is version.state)
+        for listener in self._listeners:
+            listener()
+
+    def route(self, model: str, alias: str) -> Route | None:
+        """Return where an alias points now."""
+        return self._routes.get((model, alias))
+
+    def routed(self) -> set[VersionKey]:
+        """Return the versions that aliases name now."""
+        return {
+            VersionKey(route.model, target.model_version) for route in self._routes.values() for target in route.targets
+        }
+
+    def set_routes(self, routes: Mapping[tuple[str, str], Route]) -> None:
+        """Let all aliases point elsewhere at once: no request sees some of them moved and others not."""
+        self._routes = dict(routes)
+
+    def aliases(self, key: VersionKey) -> list[str]:
+        """Return the aliases that name a version now, sorted."""
+        return sorted(
+            route.alias
+            for route in self._routes.values()
+            if route.model == key.model and any(target.model_version == key.model_version for target in route.targets)
+        )
+
+    @contextmanager
+    def use(self, reference: ModelReference) -> Iterator[tuple[VersionKey, LoadedModel]]:
+        """
+        Hold the version that a reference leads to; it is not unloaded before the block ends.
+
+        Raises NotHeldError, ModelLoadingError, or NotServedHereError when it could not be loaded.
+        """
+        version = self._find(reference)
+        if version.state is VersionState.FAILED:
+            raise NotServedHereError(
+                f"{version.key} could not be loaded on this worker: {version.reason}", field="model"
+            )
+        if version.state is not VersionState.READY or version.model is None:
+            doing = "is still loading" if version.state in _COMING else "is being unloaded"
+            raise ModelLoadingError(f"{version.key} {doing} on this worker ({version.state.value}). Retry.")
+        version.in_use += 1
+        version.idle.clear()
+        try:
+            yield version.key, version.model
+        finally:
+            version.in_use -= 1
+            if not version.in_use:
+                version.idle.set()
+
+    def _find(self, reference: ModelReference) -> ServedVersion:
+        number = reference.model_version
+        if reference.alias is not None:
+            route = self._routes.get((reference.model, reference.alias))
+            if route is None:
+                raise NotHeldError
+            weights = [target.weight for target in route.targets]
+            number = random.choices(route.targets, weights)[0].model_version  # noqa: S311  a share, not a secret
+        version = self._versions.get(VersionKey(reference.model, number or 0))
+        if version is None:
+            raise NotHeldError
+        return version
+
+    async def drained(self, version: ServedVersion) -> None:
+        """Return once no request uses the version."""
+        if version.in_use:
+            await version.idle.wait()

@@ -1,0 +1,217 @@
+"""InferenceService: from protos to the pipeline's words and back."""
+
+import base64
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import grpc
+import numpy as np
+
+from modelfleet.api.inference.v1 import inference_pb2 as pb
+from modelfleet.api.inference.v1 import inference_pb2_grpc
+from modelfleet.api.manager.v1 import version_state_pb2
+from modelfleet.api.tokenizer.v1 import tokenizer_pb2
+from modelfleet.bundle.reference import ModelReference
+from modelfleet.inference.pipeline import Pipeline, TextInput
+from modelfleet.inference.served_models import ServedModels, ServedVersion
+from modelfleet.inference.tokenization import Truncation
+from modelfleet.inference.tokens import TextUsage, Tokens
+from modelfleet.runtime.errors import InvalidInputError
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+TextRequest: TypeAlias = "pb.EmbedRequest | pb.ClassifyRequest"
+
+_DEFAULT_PAGE = 100
+_LARGEST_PAGE = 1000
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Translates; the pipeline answers."""
+
+    def __init__(self, pipeline: Pipeline, served: ServedModels) -> None:
+        self._pipeline = pipeline
+        self._served = served
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        answer = await self._pipeline.embed(
+            ModelReference.parse(request.model),
+            _text_or_ids(request),
+            deadline=deadline(context),
+            dimensions=request.dimensions,
+            normalize=request.normalize if request.HasField("normalize") else None,
+        )
+        return pb.EmbedResponse(
+            model=answer.version.model,
+            model_version=answer.version.model_version,
+            vectors=answer.vectors.tobytes(),
+            dimensions=answer.vectors.shape[1],
+            usage=[_usage(usage) for usage in answer.usage],
+        )
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
+        answer = await self._pipeline.classify(
+            ModelReference.parse(request.model), _text_or_ids(request), deadline=deadline(context), top_k=request.top_k
+        )
+        return pb.ClassifyResponse(
+            model=answer.version.model,
+            model_version=answer.version.model_version,
+            classifications=[
+                pb.Classification(
+                    labels=[pb.LabelScore(label=scored.label, score=scored.score) for scored in labels],
+                    usage=_usage(usage),
+                )
+                for labels, usage in zip(answer.labels, answer.usage, strict=True)
+            ],
+        )
+
+    async def ExtractEntities(self, request: pb.ExtractEntitiesRequest, context: Context) -> pb.ExtractEntitiesResponse:
+        answer = await self._pipeline.extract_entities(
+            ModelReference.parse(request.model),
+            _text(request, request.texts),
+            deadline=deadline(context),
+            min_score=request.min_score,
+        )
+        return pb.ExtractEntitiesResponse(
+            model=answer.version.model,
+            model_version=answer.version.model_version,
+            results=[
+                pb.EntityList(
+                    entities=[
+                        pb.Entity(
+                            label=entity.label,
+                            text=entity.text,
+                            start=entity.start,
+                            end=entity.end,
+                            score=entity.score,
+                        )
+                        for entity in entities
+                    ],
+                    usage=_usage(usage),
+                )
+                for entities, usage in zip(answer.entities, answer.usage, strict=True)
+            ],
+        )
+
+    async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
+        answer = await self._pipeline.rerank(
+            ModelReference.parse(request.model),
+            request.query,
+            _text(request, request.documents),
+            deadline=deadline(context),
+            top_k=request.top_k,
+            raw=request.raw_scores,
+        )
+        return pb.RerankResponse(
+            model=answer.version.model,
+            model_version=answer.version.model_version,
+            documents=[
+                pb.RankedDocument(
+                    index=document.index, score=document.score, usage=_usage(answer.usage[document.index])
+                )
+                for document in answer.documents
+            ],
+        )
+
+    async def ListServedModels(
+        self, request: pb.ListServedModelsRequest, context: Context
+    ) -> pb.ListServedModelsResponse:
+        del context
+        after = _page_start(request.page_token)
+        size = min(request.page_size or _DEFAULT_PAGE, _LARGEST_PAGE)
+        if size < 0:
+            raise InvalidInputError(f"page_size is {size}. Give 1 to {_LARGEST_PAGE}.", field="page_size")
+        left = [
+            version for version in self._served.versions() if (version.key.model, version.key.model_version) > after
+        ]
+        page = left[:size]
+        return pb.ListServedModelsResponse(
+            models=[self._served_model(version) for version in page],
+            next_page_token=_page_token(page[-1]) if len(left) > size else "",
+        )
+
+    def _served_model(self, version: ServedVersion) -> pb.ServedModel:
+        bundle = version.assigned.bundle
+        return pb.ServedModel(
+            model=version.key.model,
+            model_version=version.key.model_version,
+            bundle_digest=bundle.digest,
+            task=pb.Task.Value(f"TASK_{bundle.manifest.task.name}"),
+            state=version_state_pb2.VersionState.Value(f"VERSION_STATE_{version.state.value}"),
+            state_reason=version.reason,
+            aliases=self._served.aliases(version.key),
+            providers=version.model.session.providers if version.model else (),
+            max_tokens=bundle.manifest.max_tokens or 0,
+            max_batch_tokens=version.model.limits.max_tokens if version.model else 0,
+            labels=bundle.manifest.labels,
+            tokenizer_digest=bundle.tokenizer_digest or "",
+        )
+
+
+def deadline(context: Context) -> float:
+    """Return the caller's deadline in seconds on the monotonic clock; infinite where it set none."""
+    remaining = context.time_remaining()
+    return math.inf if remaining is None else time.monotonic() + remaining
+
+
+def _text_or_ids(request: TextRequest) -> TextInput:
+    if not request.HasField("token_ids"):
+        return _text(request, request.texts)
+    if request.texts:
+        raise InvalidInputError("Both texts and token_ids are given. Give one of them.", field="token_ids")
+    return TextInput(tokens=_tokens(request.token_ids))
+
+
+def _text(request: "TextRequest | pb.ExtractEntitiesRequest | pb.RerankRequest", texts: Sequence[str]) -> TextInput:
+    return TextInput(
+        texts=list(texts),
+        truncation=_truncation(request.truncation),
+        stride=request.windowing.stride if request.HasField("windowing") else None,
+    )
+
+
+def _truncation(value: "tokenizer_pb2.Truncation.ValueType") -> Truncation:
+    if value == tokenizer_pb2.TRUNCATION_UNSPECIFIED:
+        return Truncation.RIGHT
+    if value not in tokenizer_pb2.Truncation.values():
+        raise InvalidInputError(f"truncation is {value}, which this release does not know.", field="truncation")
+    return Truncation(tokenizer_pb2.Truncation.Name(value).removeprefix("TRUNCATION_"))
+
+
+def _tokens(message: pb.TokenIds) -> Tokens:
+    for field in ("ids", "lengths"):
+        if size := len(getattr(message, field)) % 4:
+            raise InvalidInputError(
+                f"token_ids.{field} ends {size} bytes into a number. Pack little-endian int32.",
+                field=f"token_ids.{field}",
+            )
+    lengths = np.frombuffer(message.lengths, "<i4")
+    return Tokens(
+        ids=np.frombuffer(message.ids, "<i4"),
+        lengths=lengths,
+        type_ids=np.frombuffer(message.type_ids, np.uint8) if message.type_ids else None,
+        offsets=None,
+        window_counts=np.ones_like(lengths),
+        token_counts=lengths,
+    )
+
+
+def _usage(usage: TextUsage) -> pb.TextUsage:
+    return pb.TextUsage(token_count=usage.token_count, truncated=usage.truncated, window_count=usage.window_count)
+
+
+def _page_token(last: ServedVersion) -> str:
+    return base64.urlsafe_b64encode(str(last.key).encode()).decode()
+
+
+def _page_start(token: str) -> tuple[str, int]:
+    if not token:
+        return "", 0
+    try:
+        model, _, number = base64.urlsafe_b64decode(token).decode().partition("@")
+        return model, int(number)
+    except ValueError:
+        raise InvalidInputError(
+            f"{token!r} is no page token. Use next_page_token of the page before.", field="page_token"
+        ) from None

@@ -1,0 +1,161 @@
+"""ONNX Runtime: one session of one graph on one device. All that the project knows of `onnxruntime` is in this file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from modelfleet.inference.tensor_spec import Array, TensorSpec
+from modelfleet.runtime.errors import InvalidBundleError, ProviderUnavailableError
+
+
+class Device(StrEnum):
+    """What sessions run on."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+
+
+# In order of preference. The CPU follows a GPU's provider because it runs the few shape computations that belong there.
+_PROVIDERS = {
+    Device.CPU: ("CPUExecutionProvider",),
+    Device.CUDA: ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    Device.TENSORRT: ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(string)": np.dtype(np.object_),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How sessions of this worker are made."""
+
+    device: Device
+    device_id: int
+    threads: int
+    """CPU threads that one run uses, for the CPU provider."""
+    device_memory_bytes: int
+    """Most memory that a session's arena may take on a GPU; 0 for no limit."""
+    engine_cache: Path
+    """Where TensorRT keeps the engines that it has built."""
+
+
+class RunCancellation:
+    """Stops a run through `RunOptions.terminate`, which ONNX Runtime looks at between two nodes of the graph."""
+
+    def __init__(self) -> None:
+        self.run_options = ort.RunOptions()
+
+    def cancel(self) -> None:
+        """Stop the run soon."""
+        self.run_options.terminate = True
+
+
+class Session:
+    """
+    A graph, loaded on a device.
+
+    Raises InvalidBundleError when ONNX Runtime refuses the graph and ProviderUnavailableError when the device that was
+    asked for is not there: it never runs on another one instead.
+    """
+
+    def __init__(self, graph: Path, options: SessionOptions) -> None:
+        wanted = _PROVIDERS[options.device]
+        _require_in_build(options.device, wanted[0])
+        try:
+            self._session = ort.InferenceSession(
+                str(graph), _session_options(options), providers=_configured(wanted, options)
+            )
+        except Exception as error:
+            raise InvalidBundleError(
+                f"ONNX Runtime refuses {graph.name!r}: {_first_line(error)}", field="model"
+            ) from error
+        self._session.disable_fallback()
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        if wanted[0] not in self.providers:
+            raise ProviderUnavailableError(
+                f"{wanted[0]} was asked for and could not start; there is only {', '.join(self.providers)}. "
+                "Check the driver and the CUDA and cuDNN libraries of this worker, or set --device cpu."
+            )
+        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Array], names: Sequence[str], cancellation: RunCancellation) -> list[Array]:
+        """Return the named outputs. Raises whatever ONNX Runtime raises."""
+        outputs: list[Array] = self._session.run(list(names), dict(inputs), cancellation.run_options)
+        return outputs
+
+
+def _require_in_build(device: Device, provider: str) -> None:
+    if device is not Device.CPU and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds CUDA and cuDNN in the wheels of the [inference-gpu] extra
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise ProviderUnavailableError(
+            f"{provider} was asked for (--device {device.value}), but this build of ONNX Runtime has only "
+            f"{', '.join(available)}. Install modelfleet[inference-gpu], or set --device cpu."
+        )
+
+
+def _configured(providers: Sequence[str], options: SessionOptions) -> list[tuple[str, dict[str, str]]]:
+    cuda = {
+        "device_id": str(options.device_id),
+        # Grow by what is asked for, not by powers of two: what one model takes is not there for the next.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    if options.device_memory_bytes:
+        cuda["gpu_mem_limit"] = str(options.device_memory_bytes)
+    settings = {
+        "CUDAExecutionProvider": cuda,
+        "TensorrtExecutionProvider": {
+            "device_id": str(options.device_id),
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(options.engine_cache),
+        },
+    }
+    return [(provider, settings.get(provider, {})) for provider in providers]
+
+
+def _session_options(options: SessionOptions) -> ort.SessionOptions:
+    session_options = ort.SessionOptions()
+    session_options.log_severity_level = 3
+    session_options.intra_op_num_threads = options.threads
+    session_options.inter_op_num_threads = 1
+    # Shapes differ from batch to batch; a memory plan for each shape ever seen would only pile up.
+    session_options.enable_mem_pattern = False
+    # Threads spin while a run lasts, which its many short loops need, and sleep as soon as it ends: the CPU is then
+    # for tokenizing and for the calls.
+    session_options.add_session_config_entry("session.force_spinning_stop", "1")
+    return session_options
+
+
+def _spec(node: Any) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise InvalidBundleError(
+            f"The graph's {node.name!r} is a {node.type}; only tensors can be served.", field="model"
+        )
+    shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in node.shape)
+    return TensorSpec(node.name, _DTYPES[node.type], shape)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,99 @@
+"""
+Labelled spans of characters, from labels of tokens.
+
+Labels are written in the BIO scheme (Ramshaw and Marcus 1995): `B-X` begins an entity of type X, `I-X` continues it,
+`O` is outside. Models label pieces of words, often each with its own `B-`: pieces of one type that touch are one
+entity.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Offsets = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """Characters `start` to `end` of a text, and what they are."""
+
+    label: str
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledWindow:
+    """The tokens of one window: probabilities [tokens, labels] and spans of characters [tokens, 2]."""
+
+    probabilities: Floats
+    offsets: Offsets
+
+
+def extract(text: str, windows: Sequence[LabelledWindow], labels: Sequence[str], min_score: float) -> list[Entity]:
+    """Return the entities of a text in order. Of overlapping windows, each token is read where it has more context."""
+    tokens = _joined([_without_special_tokens(window) for window in windows])
+    best = tokens.probabilities.argmax(axis=1)
+    scores = tokens.probabilities.max(axis=1)
+    spans: list[_Span] = []
+    outside = True
+    for label_index, score, (start, end) in zip(best.tolist(), scores.tolist(), tokens.offsets.tolist(), strict=True):
+        prefix, _, kind = labels[label_index].partition("-")
+        if not kind:  # a label without a prefix is outside if it is O, and else a type of its own
+            prefix, kind = ("O", "") if prefix == "O" else ("I", prefix)
+        if prefix == "O":
+            outside = True
+            continue
+        last = spans[-1] if spans else None
+        continues = last and not outside and last.kind == kind and (prefix == "I" or start <= last.end)
+        if last and continues:
+            last.extend(end, score)
+        else:
+            spans.append(_Span(kind, start, end, [score]))
+        outside = False
+    entities = [Entity(span.kind, text[span.start : span.end], span.start, span.end, span.score) for span in spans]
+    return [entity for entity in entities if entity.score >= min_score]
+
+
+@dataclass(slots=True)
+class _Span:
+    kind: str
+    start: int
+    end: int
+    scores: list[float]
+
+    def extend(self, end: int, score: float) -> None:
+        self.end = max(self.end, end)
+        self.scores.append(score)
+
+    @property
+    def score(self) -> float:
+        return sum(self.scores) / len(self.scores)
+
+
+def _without_special_tokens(window: LabelledWindow) -> LabelledWindow:
+    covers_text = window.offsets[:, 1] > window.offsets[:, 0]
+    return LabelledWindow(window.probabilities[covers_text], window.offsets[covers_text])
+
+
+def _joined(windows: Sequence[LabelledWindow]) -> LabelledWindow:
+    """Cut each overlap in its middle: every token is then read where it lies farther from an edge."""
+    kept = list(windows)
+    for position in range(1, len(kept)):
+        before, after = kept[position - 1], kept[position]
+        if not len(after.offsets):
+            continue
+        shared = int((before.offsets[:, 0] >= after.offsets[0, 0]).sum())
+        from_after = shared // 2
+        keep = len(before.offsets) - from_after
+        kept[position - 1] = LabelledWindow(before.probabilities[:keep], before.offsets[:keep])
+        skip = shared - from_after
+        kept[position] = LabelledWindow(after.probabilities[skip:], after.offsets[skip:])
+    return LabelledWindow(
+        np.concatenate([window.probabilities for window in kept]), np.concatenate([window.offsets for window in kept])
+    )

@@ -1,0 +1,157 @@
+"""
+One hop to the tokenizer service, shared.
+
+Requests that arrive while a call is in flight leave together in the next one: under load the hop's cost is divided by
+many, and when idle nothing waits. Only requests with equal options share a call.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+
+from modelfleet.inference.tokens import Tokens
+from modelfleet.runtime import telemetry
+from modelfleet.runtime.errors import DeadlineExpiredError, InvalidInputError, ModelfleetError
+
+# A shared call carries the ids of at most this many requests.
+_LOGGED_IDS = 8
+
+
+class Truncation(StrEnum):
+    """What happens to a text with more tokens than the model takes, when it is not covered by windows."""
+
+    RIGHT = "RIGHT"
+    LEFT = "LEFT"
+    FORBIDDEN = "FORBIDDEN"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeOptions:
+    """How texts become windows of token ids. `stride` is None where texts are cut instead of windowed."""
+
+    tokenizer_digest: str
+    max_tokens: int
+    truncation: Truncation = Truncation.RIGHT
+    stride: int | None = None
+    with_offsets: bool = False
+
+
+class Tokenizer(Protocol):
+    """The tokenizer service."""
+
+    async def tokenize(
+        self, options: TokenizeOptions, texts: Sequence[str], pairs: Sequence[str], timeout_s: float
+    ) -> Tokens:
+        """Return the windows of all texts. Raises TokenizerUnreachableError, or what the service raised."""
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    texts: Sequence[str]
+    pairs: Sequence[str]
+    deadline: float
+    request_id: str
+    future: asyncio.Future[Tokens]
+
+
+class Tokenization:
+    """Coalesces calls; `max_texts` bounds the texts in one, unless a single request has more."""
+
+    def __init__(self, tokenizer: Tokenizer, max_texts: int = 1024) -> None:
+        self._tokenizer = tokenizer
+        self._max_texts = max_texts
+        self._waiting: dict[TokenizeOptions, list[_Waiting]] = {}
+        self._calls: dict[TokenizeOptions, asyncio.Task[None]] = {}
+
+    async def tokenize(
+        self, options: TokenizeOptions, texts: Sequence[str], *, deadline: float, pairs: Sequence[str] = ()
+    ) -> Tokens:
+        """
+        Return the windows of `texts`, or of pairs with one of `pairs` each.
+
+        `deadline` is in seconds on the monotonic clock. Raises DeadlineExpiredError, TokenizerUnreachableError,
+        InvalidInputError.
+        """
+        future: asyncio.Future[Tokens] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(texts, pairs, deadline, telemetry.request_id.get(), future)
+        self._waiting.setdefault(options, []).append(waiting)
+        if options not in self._calls:
+            self._calls[options] = asyncio.create_task(self._call_until_none_waits(options))
+        return await future
+
+    async def _call_until_none_waits(self, options: TokenizeOptions) -> None:
+        try:
+            while group := self._next_group(options):
+                await self._call(options, group)
+        finally:
+            del self._calls[options]
+
+    def _next_group(self, options: TokenizeOptions) -> list[_Waiting]:
+        """Take the oldest requests that somebody waits for and that fit one call: all pairs, or none."""
+        waiting = [one for one in self._waiting.pop(options, []) if not one.future.done()]
+        group, texts = waiting[:1], len(waiting[0].texts) if waiting else 0
+        for one in waiting[1:]:
+            texts += len(one.texts)
+            if texts > self._max_texts or bool(one.pairs) != bool(group[0].pairs):
+                break
+            group.append(one)
+        if rest := waiting[len(group) :]:
+            self._waiting[options] = rest
+        return group
+
+    async def _call(self, options: TokenizeOptions, group: list[_Waiting]) -> None:
+        texts = [text for one in group for text in one.texts]
+        pairs = [pair for one in group for pair in one.pairs]
+        timeout_s = max(one.deadline for one in group) - time.monotonic()
+        if timeout_s <= 0:
+            _reject(group, DeadlineExpiredError("The deadline passed before the text was tokenized. Allow more time."))
+            return
+        telemetry.request_id.set(",".join([one.request_id for one in group[:_LOGGED_IDS]]))
+        try:
+            tokens = await self._tokenizer.tokenize(options, texts, pairs, timeout_s)
+        except InvalidInputError as error:
+            if len(group) == 1:
+                _reject(group, error)
+            else:  # one request's fault must not fail the others
+                for one in group:
+                    await self._call(options, [one])
+        except ModelfleetError as error:
+            _reject(group, error)
+        else:
+            for one, part in zip(group, _split(tokens, [len(one.texts) for one in group]), strict=True):
+                if not one.future.done():
+                    one.future.set_result(part)
+
+
+def _reject(group: list[_Waiting], error: ModelfleetError) -> None:
+    for one in group:
+        if not one.future.done():
+            one.future.set_exception(error)
+
+
+def _split(tokens: Tokens, text_counts: Sequence[int]) -> list[Tokens]:
+    """Divide the windows of many texts into those of consecutive groups of texts."""
+    if len(text_counts) == 1:
+        return [tokens]
+    texts = np.concatenate(([0], np.cumsum(text_counts)))
+    windows = np.concatenate(([0], np.cumsum(tokens.window_counts)))[texts]
+    bounds = tokens.starts[windows].tolist()
+    parts = []
+    for index in range(len(text_counts)):
+        first, end = bounds[index], bounds[index + 1]
+        parts.append(
+            Tokens(
+                ids=tokens.ids[first:end],
+                lengths=tokens.lengths[windows[index] : windows[index + 1]],
+                type_ids=None if tokens.type_ids is None else tokens.type_ids[first:end],
+                offsets=None if tokens.offsets is None else tokens.offsets[first:end],
+                window_counts=tokens.window_counts[texts[index] : texts[index + 1]],
+                token_counts=tokens.token_counts[texts[index] : texts[index + 1]],
+            )
+        )
+    return parts

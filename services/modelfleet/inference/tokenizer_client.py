@@ -1,0 +1,60 @@
+"""The tokenizer service as a worker sees it: gRPC on one side, arrays on the other."""
+
+from collections.abc import Sequence
+
+import grpc
+import numpy as np
+
+from modelfleet.api.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from modelfleet.client.errors import from_rpc_error
+from modelfleet.inference.tokenization import TokenizeOptions
+from modelfleet.inference.tokens import Tokens
+from modelfleet.runtime.errors import DeadlineExpiredError, TokenizerUnreachableError
+from modelfleet.runtime.telemetry import outgoing_metadata
+
+
+class TokenizerClient:
+    """A line to the tokenizer service."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
+
+    async def tokenize(
+        self, options: TokenizeOptions, texts: Sequence[str], pairs: Sequence[str], timeout_s: float
+    ) -> Tokens:
+        """Return the windows of all texts. Raises TokenizerUnreachableError, or what the service raised."""
+        request = tokenizer_pb2.TokenizeRequest(
+            tokenizer_digest=options.tokenizer_digest,
+            texts=texts,
+            pairs=pairs,
+            max_tokens=options.max_tokens,
+            truncation=tokenizer_pb2.Truncation.Value(f"TRUNCATION_{options.truncation.value}"),
+            windowing=None if options.stride is None else tokenizer_pb2.Windowing(stride=options.stride),
+            with_offsets=options.with_offsets,
+        )
+        try:
+            response = await self._stub.Tokenize(request, timeout=timeout_s, metadata=outgoing_metadata())
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise TokenizerUnreachableError(
+                    f"The tokenizer service cannot be reached ({error.details()}). Retry."
+                ) from error
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                message = "The deadline passed while the text was tokenized. Allow more time."
+                raise DeadlineExpiredError(message) from error
+            raise from_rpc_error(error) from error
+        return _tokens(response)
+
+
+def _tokens(response: tokenizer_pb2.TokenizeResponse) -> Tokens:
+    token_counts = np.frombuffer(response.token_counts, "<i4")
+    return Tokens(
+        ids=np.frombuffer(response.ids, "<i4"),
+        lengths=np.frombuffer(response.lengths, "<i4"),
+        type_ids=np.frombuffer(response.type_ids, np.uint8) if response.type_ids else None,
+        offsets=np.frombuffer(response.offsets, "<i4").reshape(-1, 2) if response.offsets else None,
+        window_counts=(
+            np.frombuffer(response.window_counts, "<i4") if response.window_counts else np.ones_like(token_counts)
+        ),
+        token_counts=token_counts,
+    )
