@@ -72,6 +72,8 @@ class LocalCluster:
         self._metrics_ports = {service: metrics_ports.get(service, 0) for service in Service}
         self._children: dict[Service, _Child] = {}
         self._lock: IO[str] | None = None
+        self.exit_codes: dict[Service, int] = {}
+        """How the services ended that `stop` ended."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -138,9 +140,9 @@ class LocalCluster:
             if self._lock:
                 self._lock.close()
                 self._lock = None
-        codes = {service: child.process.wait() for service, child in self._children.items()}
+        self.exit_codes |= {service: child.process.wait() for service, child in self._children.items()}
         self._children.clear()
-        return codes
+        return self.exit_codes
 
     def kill(self, service: Service, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to a service."""

@@ -87,8 +87,10 @@ def _task(root: Path, config: Config) -> Task:
 
 def _graph(root: Path) -> str:
     decoder = _genai(root).get("decoder")
-    named = (str(decoder.get("filename")),) if isinstance(decoder, dict) else ()
-    for path in (*named, *_GRAPHS):
+    preferred = list(_GRAPHS)
+    if isinstance(decoder, dict):
+        preferred.insert(0, str(decoder.get("filename")))
+    for path in preferred:
         if (root / path).is_file():
             return path
     found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.onnx") if path.is_file())

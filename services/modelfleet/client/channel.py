@@ -30,11 +30,15 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 
-def channel_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> list[tuple[str, Any]]:
-    """Return the options of a channel; a target `dns:///name:port` balances over all addresses of the name."""
+def channel_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES, *, retry: bool = True) -> list[tuple[str, Any]]:
+    """
+    Return the options of a channel; a target `dns:///name:port` balances over all addresses of the name.
+
+    A service whose own callers retry passes `retry=False`: attempts at each hop would multiply.
+    """
     return [
         ("grpc.service_config", _SERVICE_CONFIG),
-        ("grpc.enable_retries", 1),
+        ("grpc.enable_retries", int(retry)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", 20_000),
@@ -51,6 +55,8 @@ def open_channel(target: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BY
     return grpc.insecure_channel(target, options=channel_options(max_message_bytes))
 
 
-def open_async_channel(target: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
+def open_async_channel(
+    target: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES, retry: bool = True
+) -> grpc.aio.Channel:
     """Open a channel for asyncio."""
-    return grpc.aio.insecure_channel(target, options=channel_options(max_message_bytes))
+    return grpc.aio.insecure_channel(target, options=channel_options(max_message_bytes, retry=retry))

@@ -50,9 +50,12 @@ def from_call(error: grpc.RpcError, service: str, target: str) -> ModelfleetErro
     if translated.request_id:
         return translated
     if isinstance(translated, errors.UnavailableError):
-        said = f"The {service} at {target} cannot be reached: {translated.message}"
+        said = (
+            f"The {service} service at {target} cannot be reached: {translated.message.rstrip('.')}. "
+            f"Start it, or say where it is with MODELFLEET_{service.upper()}."
+        )
     elif isinstance(translated, errors.DeadlineExpiredError):
-        said = f"The {service} at {target} did not answer in time: {translated.message}"
+        said = f"The {service} service at {target} did not answer in time. Allow it more, or send less at once."
     else:
         return translated
     return type(translated)(said)

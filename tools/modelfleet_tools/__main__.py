@@ -1,0 +1,37 @@
+"""The `modelfleet` command."""
+
+import typer
+
+from modelfleet_tools import registry, requests, samples_commands
+from modelfleet_tools.demo import demo
+from modelfleet_tools.exit_codes import EPILOG, Commands
+from modelfleet_tools.up import up
+
+app = typer.Typer(
+    name="modelfleet",
+    cls=Commands,
+    help="Serve models, and ask them: three gRPC services on this machine or elsewhere.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(up)
+app.command()(demo)
+app.add_typer(samples_commands.commands, name="samples")
+app.command()(registry.push)
+app.command()(registry.models)
+app.command()(registry.alias)
+app.command()(requests.embed)
+app.command()(requests.classify)
+app.command()(requests.entities)
+app.command()(requests.rerank)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="modelfleet")
+
+
+if __name__ == "__main__":
+    main()

