@@ -1,11 +1,13 @@
-"""The tokenizer service: `python -m modelfleet.tokenizer --help`."""
+"""Starts the tokenizer service."""
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pydantic import Field
 
-from modelfleet.api.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from modelfleet.api.tokenizer.v1 import tokenizer_pb2_grpc
 from modelfleet.client.channel import open_async_channel
 from modelfleet.runtime.cpus import available_cpus
 from modelfleet.runtime.server import Server, run, until_signalled
@@ -17,7 +19,7 @@ from modelfleet.tokenizer.limits import Limits
 from modelfleet.tokenizer.servicer import TokenizerServicer
 from modelfleet.tokenizer.tokenizers import TokenizerStore
 
-SERVICE = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"].full_name
+SERVICES = ("modelfleet.api.tokenizer.v1.TokenizerService",)
 
 
 class Settings(ServerSettings):
@@ -47,24 +49,33 @@ class Settings(ServerSettings):
     """Largest `tokenizer.json`."""
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until the process is told to stop."""
-    directory = settings.cache_dir.expanduser() / "tokenizers"
+@asynccontextmanager
+async def tokenizing(settings: Settings) -> AsyncIterator[Server]:
+    """Serve until the block ends, then drain."""
+    disk = DiskCache(settings.cache_dir.expanduser() / "tokenizers", settings.cached_files)
+    limits = Limits(max_texts=settings.max_texts, max_text_bytes=settings.max_text_bytes)
     threads = EncodingThreads(settings.encoder_threads)
-    async with open_async_channel(settings.manager, max_message_bytes=settings.max_message_bytes) as channel:
+    async with open_async_channel(settings.manager, retry=False) as channel:
         manager = BlobSource(channel, timeout_s=settings.manager_timeout_s, max_bytes=settings.max_tokenizer_bytes)
-        store = TokenizerStore(manager.fetch, DiskCache(directory, settings.cached_files), settings.cached_tokenizers)
-        limits = Limits(max_texts=settings.max_texts, max_text_bytes=settings.max_text_bytes)
-        server = Server(settings, [SERVICE])
+        store = TokenizerStore(manager.fetch, disk, settings.cached_tokenizers)
+        server = Server(settings, SERVICES)
         tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(
             TokenizerServicer(store, threads, limits, manager.tokenizer_digest), server.grpc
         )
         await server.start()
         # Ready without the manager: what is cached can be served, and the rest says UNAVAILABLE.
         await server.set_serving(serving=True)
+        try:
+            yield server
+        finally:
+            await server.drain()
+            threads.close()
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    async with tokenizing(settings):
         await until_signalled()
-        await server.drain()
-    threads.close()
 
 
 def main() -> None:
@@ -72,7 +83,7 @@ def main() -> None:
     settings = read_settings(
         Settings,
         "python -m modelfleet.tokenizer",
-        "Turns text into token ids and back, with the tokenizers of the registered models.",
+        "The tokenizer service of modelfleet: turns text into token ids and back, with the tokenizers of the models.",
     )
     # Threads are counted here, per request; the library's own pool would add as many again and spin between batches.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

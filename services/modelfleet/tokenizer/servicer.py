@@ -41,7 +41,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self._limits = limits
         self._tokenizer_digest = tokenizer_digest
 
-    async def Tokenize(  # noqa: N802  as in the contract
+    async def Tokenize(
         self, request: tokenizer_pb2.TokenizeRequest, context: Context
     ) -> tokenizer_pb2.TokenizeResponse:
         """Encode texts."""
@@ -62,7 +62,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             token_counts=_packed(tokens.token_counts),
         )
 
-    async def Detokenize(  # noqa: N802  as in the contract
+    async def Detokenize(
         self, request: tokenizer_pb2.DetokenizeRequest, context: Context
     ) -> tokenizer_pb2.DetokenizeResponse:
         """Decode token ids."""
@@ -72,7 +72,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         texts = await self._threads.decode(tokenizer, ids, lengths, keep_special_tokens=request.keep_special_tokens)
         return tokenizer_pb2.DetokenizeResponse(texts=texts)
 
-    async def GetTokenizer(  # noqa: N802  as in the contract
+    async def GetTokenizer(
         self, request: tokenizer_pb2.GetTokenizerRequest, context: Context
     ) -> tokenizer_pb2.GetTokenizerResponse:
         """Describe a tokenizer."""
