@@ -1,6 +1,8 @@
 """Starts the manager: registry, blobs, assignments."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import prometheus_client
@@ -50,25 +52,36 @@ class Settings(ServerSettings):
         return self.blob_url or (self.data_dir.absolute() / "blobs").as_uri()
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
+@asynccontextmanager
+async def managing(settings: Settings) -> AsyncIterator[Server]:
+    """Serve until the block ends, then drain."""
     database = Database(settings.database)
     await asyncio.to_thread(database.migrate)
     blobs = Blobs(await asyncio.to_thread(open_store, settings.blobs), database)
     await asyncio.to_thread(blobs.sweep)
     workers = Workers(settings.worker_ttl_s)
-    prometheus_client.REGISTRY.register(ManagerCollector(database, workers))
+    collector = ManagerCollector(database, workers)
     async with Assignments(database) as assignments:
         registry = Registry(database, assignments.changed)
         server = Server(settings, SERVICES)
         add_ModelServiceServicer_to_server(ModelServicer(registry, blobs, Uploads(blobs, registry)), server.grpc)
         add_WorkerServiceServicer_to_server(WorkerServicer(assignments, workers), server.grpc)
         await server.start()
+        prometheus_client.REGISTRY.register(collector)
         await server.set_serving(serving=True)
-        await until_signalled()
-        await assignments.close()  # watches never end by themselves, and the drain waits for running calls
-        await server.drain()
+        try:
+            yield server
+        finally:
+            await assignments.close()  # watches never end by themselves, and the drain waits for running calls
+            await server.drain()
+            prometheus_client.REGISTRY.unregister(collector)
     await asyncio.to_thread(database.close)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    async with managing(settings):
+        await until_signalled()
 
 
 def main() -> None:

@@ -57,6 +57,8 @@ class Assignments:
         self._stale = asyncio.Event()
         self._condition = asyncio.Condition()
         self._current: Assignment
+        self._changes = 0  # told of
+        self._changes_read = 0  # of these, how many the current assignment has
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -72,18 +74,20 @@ class Assignments:
 
     def changed(self) -> None:
         """Have the assignment read again. May be called from any thread."""
-        self._loop.call_soon_threadsafe(self._stale.set)
+        self._loop.call_soon_threadsafe(self._note_change)
 
     async def watch(self) -> AsyncGenerator[Assignment, None]:
         """
         Yield the newest assignment at once and again after each change; a slow watcher misses those in between.
 
+        Whatever was acknowledged to somebody before the call is in the first.
         Raises DrainingError when this is closed.
         """
         seen = -1
+        changes = self._changes
         while True:
             async with self._condition:
-                while not self._closed and self._current.revision <= seen:
+                while not self._closed and (self._changes_read < changes or self._current.revision <= seen):
                     await self._condition.wait()
                 if self._closed:
                     raise DrainingError("The manager is shutting down. Keep serving what is assigned and watch again.")
@@ -101,6 +105,7 @@ class Assignments:
         while True:
             await self._stale.wait()
             self._stale.clear()
+            changes = self._changes
             try:
                 newest = await asyncio.to_thread(self._read)
             except SQLAlchemyError:
@@ -108,11 +113,15 @@ class Assignments:
                 await asyncio.sleep(_RETRY_S)
                 self._stale.set()
                 continue
-            if newest.revision > self._current.revision:
-                _log.info("assignment changed", revision=newest.revision, model_versions=len(newest.model_versions))
-                async with self._condition:
-                    self._current = newest
-                    self._condition.notify_all()
+            _log.info("assignment changed", revision=newest.revision, model_versions=len(newest.model_versions))
+            async with self._condition:
+                self._current = newest
+                self._changes_read = changes
+                self._condition.notify_all()
+
+    def _note_change(self) -> None:
+        self._changes += 1
+        self._stale.set()
 
     def _read(self) -> Assignment:
         with self._database.reading() as session:

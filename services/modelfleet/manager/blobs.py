@@ -153,7 +153,7 @@ def stored_sizes(session: Session, digests: Iterable[str]) -> dict[str, int]:
         rows = session.execute(
             select(BlobRow.sha256, BlobRow.size).where(BlobRow.sha256.in_(asked[start : start + _MOST_DIGESTS]))
         )
-        sizes.update(row.tuple() for row in rows)
+        sizes.update((digest, size) for digest, size in rows)
     return sizes
 
 

@@ -102,9 +102,8 @@ class Registry:
                 version = _next_version(session, model, bundle)
             moved = alias is not None and _point(session, model, alias, version.model_version)
             registration = Registration(to_model_version(version), created)
-        _log.info(
-            "model version registered", model=model, model_version=version.model_version, alias=alias, created=created
-        )
+        number = registration.model_version.model_version
+        _log.info("model version registered", model=model, model_version=number, alias=alias, created=created)
         if moved:
             self._assignment_changed()
         return registration

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeAlias
 
 import grpc
@@ -19,7 +19,11 @@ from modelfleet.manager.paging import PageRequest
 from modelfleet.manager.registry import Registry
 from modelfleet.manager.servicers.messages import alias_message, model_message, model_version_message
 from modelfleet.manager.uploads import Chunk, Uploads
-from modelfleet.runtime.errors import InvalidInputError
+from modelfleet.runtime.errors import InvalidInputError, ModelfleetError
+
+# How long what a refused push still sends is read and thrown away. A client whose write fails may take that for the
+# outcome, as grpc's asyncio client does, and never see the status.
+_LINGER_S = 2.0
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -32,17 +36,24 @@ class ModelServicer(ModelServiceServicer):
         self._blobs = blobs
         self._uploads = uploads
 
-    async def FindMissingBlobs(  # noqa: D102, N802  as the contract names and describes it
+    async def FindMissingBlobs(
         self, request: pb.FindMissingBlobsRequest, context: Context
     ) -> pb.FindMissingBlobsResponse:
         del context
         return pb.FindMissingBlobsResponse(missing_sha256=await self._blobs.find_missing(request.sha256))
 
-    async def PushModelVersion(  # noqa: D102, N802
+    async def PushModelVersion(
         self, request_iterator: AsyncIterable[pb.PushModelVersionRequest], context: Context
     ) -> pb.PushModelVersionResponse:
         del context
         parts = aiter(request_iterator)
+        try:
+            return await self._push(parts)
+        except ModelfleetError:
+            await _read_rest(parts)
+            raise
+
+    async def _push(self, parts: AsyncIterator[pb.PushModelVersionRequest]) -> pb.PushModelVersionResponse:
         first = await anext(parts, pb.PushModelVersionRequest())
         if not first.HasField("header"):
             raise InvalidInputError(
@@ -58,25 +69,23 @@ class ModelServicer(ModelServiceServicer):
             model_version=model_version_message(registration.model_version), created=registration.created
         )
 
-    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: D102, N802
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         del context
         return pb.GetModelResponse(model=model_message(await asyncio.to_thread(self._registry.model, request.model)))
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: D102, N802
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         del context
         page = await asyncio.to_thread(self._registry.models, PageRequest(request.page_size, request.page_token))
         return pb.ListModelsResponse(
             models=[model_message(model) for model in page.items], next_page_token=page.next_token
         )
 
-    async def GetModelVersion(  # noqa: D102, N802
-        self, request: pb.GetModelVersionRequest, context: Context
-    ) -> pb.GetModelVersionResponse:
+    async def GetModelVersion(self, request: pb.GetModelVersionRequest, context: Context) -> pb.GetModelVersionResponse:
         del context
         version = await asyncio.to_thread(self._registry.model_version, ModelReference.parse(request.model))
         return pb.GetModelVersionResponse(model_version=model_version_message(version))
 
-    async def ListModelVersions(  # noqa: D102, N802
+    async def ListModelVersions(
         self, request: pb.ListModelVersionsRequest, context: Context
     ) -> pb.ListModelVersionsResponse:
         del context
@@ -87,14 +96,14 @@ class ModelServicer(ModelServiceServicer):
             model_versions=[model_version_message(version) for version in page.items], next_page_token=page.next_token
         )
 
-    async def DeleteModelVersion(  # noqa: D102, N802
+    async def DeleteModelVersion(
         self, request: pb.DeleteModelVersionRequest, context: Context
     ) -> pb.DeleteModelVersionResponse:
         del context
         await asyncio.to_thread(self._registry.delete_model_version, request.model, request.model_version)
         return pb.DeleteModelVersionResponse()
 
-    async def DownloadBlob(  # noqa: D102, N802
+    async def DownloadBlob(
         self, request: pb.DownloadBlobRequest, context: Context
     ) -> AsyncIterator[pb.DownloadBlobResponse]:
         del context
@@ -102,12 +111,12 @@ class ModelServicer(ModelServiceServicer):
             async for piece in pieces:
                 yield pb.DownloadBlobResponse(data=piece)
 
-    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:  # noqa: D102, N802
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
         del context
         alias = await asyncio.to_thread(self._registry.set_alias, request.model, request.alias, request.model_version)
         return pb.SetAliasResponse(alias=alias_message(alias))
 
-    async def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Context) -> pb.DeleteAliasResponse:  # noqa: D102, N802
+    async def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Context) -> pb.DeleteAliasResponse:
         del context
         await asyncio.to_thread(self._registry.delete_alias, request.model, request.alias)
         return pb.DeleteAliasResponse()
@@ -120,3 +129,10 @@ async def _chunks(parts: AsyncIterator[pb.PushModelVersionRequest]) -> AsyncIter
                 "A part of a push after the header is no chunk. Send one header, then only chunks.", field="chunk"
             )
         yield Chunk(part.chunk.sha256, part.chunk.data)
+
+
+async def _read_rest(parts: AsyncIterator[pb.PushModelVersionRequest]) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            async for _ in parts:
+                pass

@@ -26,7 +26,7 @@ class WorkerServicer(WorkerServiceServicer):
         self._assignments = assignments
         self._workers = workers
 
-    async def WatchAssignments(  # noqa: D102, N802  as the contract names and describes it
+    async def WatchAssignments(
         self, request: pb.WatchAssignmentsRequest, context: Context
     ) -> AsyncIterator[pb.WatchAssignmentsResponse]:
         del context
@@ -35,9 +35,7 @@ class WorkerServicer(WorkerServiceServicer):
                 async for assignment in snapshots:
                     yield pb.WatchAssignmentsResponse(assignment=_assignment_message(assignment))
 
-    async def ReportStatus(  # noqa: D102, N802
-        self, request: pb.ReportStatusRequest, context: Context
-    ) -> pb.ReportStatusResponse:
+    async def ReportStatus(self, request: pb.ReportStatusRequest, context: Context) -> pb.ReportStatusResponse:
         del context
         self._workers.report(
             WorkerStatus(
