@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from modelfleet.runtime.errors import InvalidBundleError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _READ_BYTES = 1 << 20
+_UNSAFE = ("Cc", "Cs")  # control characters, and surrogates, which stand for bytes that are no UTF-8
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -77,9 +79,9 @@ def check_path(path: str) -> None:
     """Raise InvalidBundleError unless `path` stays inside whatever directory the bundle is written to."""
     parts = PurePosixPath(path).parts
     clean = path == "/".join(parts) and not path.startswith("/") and ".." not in parts and "." not in parts
-    if not path or not clean or "\\" in path or any(ord(character) < 32 for character in path):  # noqa: PLR2004  control characters
+    if not path or not clean or "\\" in path or any(unicodedata.category(c) in _UNSAFE for c in path):
         raise InvalidBundleError(
-            f"{path!r} cannot be a file of a bundle. Use a relative path with '/', without '.' and '..' parts.",
+            f"{path!r} cannot be a file of a bundle. Use a relative path with '/', without '.' and '..' parts and control characters.",
             field="files",
         )
 
