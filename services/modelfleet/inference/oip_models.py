@@ -117,7 +117,7 @@ def _strings(inputs: Mapping[str, Array], name: str) -> list[str]:
             texts.append(element.decode())
         except UnicodeDecodeError as error:
             raise InvalidInputError(
-                f"The input {name!r} is not UTF-8: byte {error.start} of element {index} is 0x{element[error.start]:02x}.",
+                f"The input {name!r}, element {index} is not UTF-8: byte {error.start} is 0x{element[error.start]:02x}.",
                 field="inputs",
             ) from None
     return texts

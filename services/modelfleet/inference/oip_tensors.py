@@ -65,7 +65,7 @@ def write_outputs(
     """
     Add the wanted outputs to a response, or all where none is wanted by name.
 
-    `raw` answers in raw_output_contents, as the request came. FP16, for which typed contents have no place, is raw always.
+    `raw` answers in raw_output_contents, as the request came; FP16 always does, since typed contents lack it.
     """
     if unknown := sorted(set(wanted) - set(outputs)):
         raise InvalidInputError(
