@@ -2,7 +2,12 @@
 
 import numpy as np
 
-MEDIAN_WORDS = [
+MEDIAN_WORDS = 25
+SIGMA = 0.8
+SHORTEST, LONGEST = 3, 180
+_SEED = 20260101
+
+_WORDS = [
     "the",
     "of",
     "and",
