@@ -65,8 +65,9 @@ def header(model: str, files: Files, *, alias: str = "", manifest: str = TENSOR_
 
 def chunks(content: bytes, *, size: int = 1 << 20, name: str = "") -> Iterator[pb.PushModelVersionRequest]:
     """Yield the chunks of a blob, named by its hash unless told otherwise."""
+    name = name or sha256(content)
     for start in range(0, len(content), size):
-        chunk = pb.BlobChunk(sha256=name or sha256(content), data=content[start : start + size])
+        chunk = pb.BlobChunk(sha256=name, data=content[start : start + size])
         yield pb.PushModelVersionRequest(chunk=chunk)
 
 

@@ -68,9 +68,15 @@ def test_write_that_raises_is_undone(database: Database) -> None:
         assert session.get_one(AssignmentRevisionRow, 1).revision > 0
 
 
-def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
-    with database.writing(), database.reading() as session:
-        assert session.scalars(select(BlobRow)).all() == []
+def test_readers_and_writers_do_not_wait_for_one_another(database: Database) -> None:
+    blob = BlobRow(sha256="0" * 64, size=1, create_time=datetime.now(UTC))
+    with database.reading() as reader:
+        assert reader.scalars(select(BlobRow)).all() == []
+        with database.writing() as writer:
+            writer.add(blob)
+        assert reader.scalars(select(BlobRow)).all() == []  # sees one moment
+    with database.reading() as reader:
+        assert len(reader.scalars(select(BlobRow)).all()) == 1
 
 
 def test_references_are_enforced(database: Database) -> None:

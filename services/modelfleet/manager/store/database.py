@@ -59,10 +59,10 @@ def _sqlite_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-        connection.isolation_level = None  # the driver would begin transactions late, after the first reads
+        connection.isolation_level = None  # transactions begin as below and nowhere else
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
+        cursor.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for one another
         cursor.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a power cut
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
