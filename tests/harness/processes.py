@@ -1,12 +1,14 @@
 """Services as processes, known by what they log."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -30,8 +32,9 @@ class ServiceProcess:
 @contextmanager
 def service_process(*arguments: str) -> Iterator[ServiceProcess]:
     """Run Python with `arguments` until the block ends, from when it listens on; what still runs then is killed."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}  # finds the servers of the harness too
     with subprocess.Popen(
-        [sys.executable, *arguments], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *arguments], env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         service = ServiceProcess(process)
         events = service.follow()

@@ -81,7 +81,8 @@ def check_path(path: str) -> None:
     clean = path == "/".join(parts) and not path.startswith("/") and ".." not in parts and "." not in parts
     if not path or not clean or "\\" in path or any(unicodedata.category(c) in _UNSAFE for c in path):
         raise InvalidBundleError(
-            f"{path!r} cannot be a file of a bundle. Use a relative path with '/', without '.' and '..' parts and control characters.",
+            f"{path!r} cannot be a file of a bundle. "
+            "Use a relative path with '/', without '.' and '..' parts and control characters.",
             field="files",
         )
 

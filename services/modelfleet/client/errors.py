@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import cast
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from modelfleet.runtime import errors
@@ -66,7 +67,11 @@ def _details(error: grpc.RpcError) -> list[object]:
     metadata = cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ())
     for key, value in metadata:
         if key == _STATUS_DETAILS:
-            for packed in status_pb2.Status.FromString(value).details:
+            try:
+                status = status_pb2.Status.FromString(value)
+            except DecodeError:  # a proxy's own; the code and the message still tell
+                continue
+            for packed in status.details:
                 for kind in (error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo, error_details_pb2.BadRequest):
                     if packed.Is(kind.DESCRIPTOR):
                         unpacked = kind()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from modelfleet.runtime.status import pushback, to_status
 
 _log = structlog.get_logger()
 
+# The caller left, or the process ends.
+_ENDINGS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 # Infrastructure's own calls: answered while draining, not counted, not logged.
 _UNGUARDED = ("/grpc.health.v1.", "/grpc.reflection.")
 
@@ -145,9 +148,10 @@ class _Call:
         if isinstance(error, grpc.aio.AbortError):
             self._record(self._context.code())
             raise error
-        if not isinstance(error, Exception):  # cancelled by the caller, or the loop is closing
+        if isinstance(error, _ENDINGS):
             self._record(grpc.StatusCode.CANCELLED)
             raise error
+        # Any other BaseException is a panic of an extension written in Rust; grpc would leave its caller waiting.
         if not isinstance(error, ModelfleetError):
             _log.error("call failed", method=self._method, exc_info=error)
             error = InternalError(f"Internal error. The server's log has it under request id {self._request_id}.")

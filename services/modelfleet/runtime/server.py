@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from modelfleet.runtime import telemetry
+from modelfleet.runtime.health import Health
 from modelfleet.runtime.interceptors import Admission, CallInterceptor
 from modelfleet.runtime.settings import ServerSettings
 
@@ -30,7 +31,7 @@ class Server:
         self._settings = settings
         self._services = ("", *services)
         self._admission = Admission(settings.max_concurrent_calls)
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self.grpc = grpc.aio.server(interceptors=[CallInterceptor(self._admission)], options=_options(settings))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)
@@ -59,6 +60,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.drain_delay_s)  # a pause that is asked for, not a wait for something
         self._admission.draining = True
+        self._health.end_watches()
         await self.grpc.stop(self._settings.drain_timeout_s)
         _log.info("stopped")
 

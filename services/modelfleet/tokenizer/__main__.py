@@ -12,10 +12,10 @@ from modelfleet.client.channel import open_async_channel
 from modelfleet.runtime.cpus import available_cpus
 from modelfleet.runtime.server import Server, run, until_signalled
 from modelfleet.runtime.settings import ServerSettings, read_settings
-from modelfleet.tokenizer.blob_source import BlobSource
 from modelfleet.tokenizer.disk_cache import DiskCache
 from modelfleet.tokenizer.encoding_threads import EncodingThreads
 from modelfleet.tokenizer.limits import Limits
+from modelfleet.tokenizer.manager_client import ManagerClient
 from modelfleet.tokenizer.servicer import TokenizerServicer
 from modelfleet.tokenizer.tokenizers import TokenizerStore
 
@@ -56,7 +56,7 @@ async def tokenizing(settings: Settings) -> AsyncIterator[Server]:
     limits = Limits(max_texts=settings.max_texts, max_text_bytes=settings.max_text_bytes)
     threads = EncodingThreads(settings.encoder_threads)
     async with open_async_channel(settings.manager, retry=False) as channel:
-        manager = BlobSource(channel, timeout_s=settings.manager_timeout_s, max_bytes=settings.max_tokenizer_bytes)
+        manager = ManagerClient(channel, timeout_s=settings.manager_timeout_s, max_bytes=settings.max_tokenizer_bytes)
         store = TokenizerStore(manager.fetch, disk, settings.cached_tokenizers)
         server = Server(settings, SERVICES)
         tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(

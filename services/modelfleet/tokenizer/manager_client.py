@@ -11,7 +11,6 @@ from modelfleet.bundle.bundle import Bundle, BundleFile
 from modelfleet.bundle.manifest import Manifest
 from modelfleet.bundle.reference import ModelReference
 from modelfleet.client.errors import from_rpc_error
-from modelfleet.runtime import telemetry
 from modelfleet.runtime.errors import (
     BlobNotFoundError,
     DeadlineExpiredError,
@@ -21,12 +20,13 @@ from modelfleet.runtime.errors import (
     TokenizerNotFoundError,
     UnavailableError,
 )
+from modelfleet.runtime.telemetry import outgoing_metadata
 
 if TYPE_CHECKING:
     ModelServiceStub = model_service_pb2_grpc.ModelServiceAsyncStub
 
 
-class BlobSource:
+class ManagerClient:
     """Calls the manager on `channel`. A call may take `timeout_s`; a blob may have `max_bytes`."""
 
     def __init__(self, channel: grpc.aio.Channel, *, timeout_s: float, max_bytes: int) -> None:
@@ -43,7 +43,7 @@ class BlobSource:
         content = bytearray()
         request = model_service_pb2.DownloadBlobRequest(sha256=digest)
         try:
-            call = self._manager.DownloadBlob(request, timeout=self._timeout_s, metadata=_metadata())
+            call = self._manager.DownloadBlob(request, timeout=self._timeout_s, metadata=outgoing_metadata())
             async for piece in call:
                 content += piece.data
                 if len(content) > self._max_bytes:
@@ -65,7 +65,9 @@ class BlobSource:
         """
         request = model_service_pb2.GetModelVersionRequest(model=str(reference))
         try:
-            response = await self._manager.GetModelVersion(request, timeout=self._timeout_s, metadata=_metadata())
+            response = await self._manager.GetModelVersion(
+                request, timeout=self._timeout_s, metadata=outgoing_metadata()
+            )
         except grpc.RpcError as error:
             raise _translated(error) from error
         version = response.model_version
@@ -76,10 +78,6 @@ class BlobSource:
                 f"Model {version.model}@{version.model_version} has no tokenizer; it takes tensors.", field="model"
             )
         return digest
-
-
-def _metadata() -> tuple[tuple[str, str], ...]:
-    return ((telemetry.REQUEST_ID_HEADER, telemetry.request_id.get()),)
 
 
 def _translated(error: grpc.RpcError, digest: str = "") -> ModelfleetError:
