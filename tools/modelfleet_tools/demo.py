@@ -19,12 +19,12 @@ from modelfleet_tools.up import DeviceOption
 
 _TEXTS = (
     "My name is Ada Lovelace and I was born in London.",
-    "Write to grace.hopper@example.com or call +1 (415) 555-0132.",
+    "My email is grace.hopper@gmail.com, my phone number is (415) 555-0132.",
     "Ship it to 221B Baker Street, Springfield, IL 62704, please.",
     "The meeting is at noon.",
 )
 _FILLER = "The quarterly report covers sales, support and hiring in some detail. "
-_LONG_TEXT = f"{_FILLER * 60}Questions go to Alan Turing, alan.turing@example.org. {_FILLER * 20}"
+_LONG_TEXT = f"{_FILLER * 60}My name is Alan Turing, my email is alan.turing@gmail.com. {_FILLER * 20}"
 
 
 def demo(*, device: DeviceOption = "cpu") -> None:

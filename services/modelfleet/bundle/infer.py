@@ -25,6 +25,7 @@ _TASKS = MappingProxyType(
         "Model": Task.EMBED,
     }
 )
+_NAMED = 8
 _GRAPHS = ("model.onnx", "onnx/model.onnx")
 
 # Their positions start after pad_token_id, so two of max_position_embeddings are never used.
@@ -93,16 +94,17 @@ def _graph(root: Path) -> str:
     for path in preferred:
         if (root / path).is_file():
             return path
-    found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.onnx") if path.is_file())
+    found = sorted(path.relative_to(root).as_posix() for path in (*root.glob("*.onnx"), *root.glob("onnx/*.onnx")))
     if not found:
         raise InvalidBundleError(
-            f"{root} holds no model: looked for {', '.join(_GRAPHS)}, any other *.onnx and {GENAI_FILE}. "
-            "Export the model to ONNX, or name the folder that has it.",
+            f"{root} holds no model: looked for {', '.join(_GRAPHS)}, any other *.onnx there or in onnx/, and "
+            f"{GENAI_FILE}. Export the model to ONNX, or name the folder that has it.",
             field="model",
         )
     if len(found) > 1:
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise InvalidBundleError(
-            f"{root} holds several graphs: {', '.join(found)}. Choose one: write a line such as "
+            f"{root} holds several graphs: {', '.join(found[:_NAMED])}{more}. Choose one: write a line such as "
             f"`model: {found[0]}` into {MANIFEST_FILE} there.",
             field="model",
         )
