@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTO_FILES = $(shell find protos -name '*.proto')
 ARGS ?=
+# Contracts are compared with main's, or on main itself with the commit before.
+PROTO_BASE = $(shell git diff --quiet main HEAD 2>/dev/null && git rev-parse HEAD~1 || git rev-parse main)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast lint proto proto-check bench format clean
+.PHONY: help demo up test test-fast lint proto proto-check bench soak format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,7 +50,7 @@ proto-check: $(STAMP) ## Stubs are fresh, and no contract of main is broken
 	rm -rf .cache/stubs && mkdir -p .cache/stubs
 	$(call generate,.cache/stubs)
 	diff -r -x __pycache__ .cache/stubs/modelfleet/api services/modelfleet/api
-	deploy/ci/buf-breaking
+	$(BIN)/buf breaking protos --against '.git#ref=$(PROTO_BASE),subdir=protos'
 
 # Run from the virtual environment so that protoc finds the mypy plugins there.
 define generate
@@ -58,7 +60,10 @@ endef
 
 bench: $(STAMP) ## Measure against a bare ONNX Runtime loop; JSON=FILE also writes the figures
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[export]'
-	$(BIN)/modelfleet bench $(if $(JSON),--json-file $(JSON)) $(ARGS)
+	$(BIN)/python -m modelfleet_tools.bars $(if $(JSON),--json-file $(JSON)) $(ARGS)
+
+soak: $(STAMP) ## Ten minutes of load while each service in turn is killed with -9
+	$(BIN)/python tests/load/kill_services.py $(ARGS)
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) .cache

@@ -87,8 +87,12 @@ class Manifest(BaseModel):
         return self
 
     def to_json(self) -> str:
-        """Return the canonical JSON, which a bundle's digest covers: sorted keys, no spaces, defaults included."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """
+        Return the canonical JSON, which a bundle's digest covers: sorted keys, no spaces, no defaults.
+
+        Without defaults, since a release that adds a field must not change the digests of the bundles before it.
+        """
+        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "manifest_json") -> Self:

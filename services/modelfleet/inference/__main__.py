@@ -92,8 +92,8 @@ class Settings(ServerSettings):
 async def working(settings: Settings) -> AsyncIterator[Server]:
     """Serve until the block ends, then drain."""
     async with (
-        open_async_channel(settings.manager) as manager_channel,
-        open_async_channel(settings.tokenizer) as tokenizer_channel,
+        open_async_channel(settings.manager, retry=False) as manager_channel,
+        open_async_channel(settings.tokenizer, retry=False) as tokenizer_channel,
     ):
         cache = Cache(settings.cache_dir)
         manager = ManagerClient(manager_channel, worker=settings.worker, pool=settings.pool)

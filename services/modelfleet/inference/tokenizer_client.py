@@ -1,5 +1,6 @@
 """The tokenizer service as a worker sees it: gRPC on one side, arrays on the other."""
 
+import math
 from collections.abc import Sequence
 
 import grpc
@@ -32,8 +33,9 @@ class TokenizerClient:
             windowing=None if options.stride is None else tokenizer_pb2.Windowing(stride=options.stride),
             with_offsets=options.with_offsets,
         )
+        timeout = timeout_s if math.isfinite(timeout_s) else None
         try:
-            response = await self._stub.Tokenize(request, timeout=timeout_s, metadata=outgoing_metadata())
+            response = await self._stub.Tokenize(request, timeout=timeout, metadata=outgoing_metadata())
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 raise TokenizerUnreachableError(
