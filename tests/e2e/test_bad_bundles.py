@@ -122,7 +122,7 @@ def test_a_failing_new_version_leaves_the_alias_on_the_old_one(serving: Serving,
 
     x = np.array([[1, 2, 3]], np.float32)
     outputs = serving.client.infer("kept", {"x": x})
-    np.testing.assert_array_equal(outputs.outputs["y"], 2 * x)
+    np.testing.assert_array_equal(outputs["y"], 2 * x)
     serving.client.delete_alias("kept", "stable")
 
 
