@@ -26,7 +26,7 @@ from modelfleet.api.manager.v1 import model_service_pb2 as modelfleet_dot_api_do
 from modelfleet.api.manager.v1 import version_state_pb2 as modelfleet_dot_api_dot_manager_dot_v1_dot_version__state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.modelfleet/api/manager/v1/worker_service.proto\x12\x19modelfleet.api.manager.v1\x1a-modelfleet/api/manager/v1/model_service.proto\x1a-modelfleet/api/manager/v1/version_state.proto\"7\n\x17WatchAssignmentsRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\"U\n\x18WatchAssignmentsResponse\x12\x39\n\nassignment\x18\x01 \x01(\x0b\x32%.modelfleet.api.manager.v1.Assignment\"\x96\x01\n\nAssignment\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12?\n\x0emodel_versions\x18\x02 \x03(\x0b\x32\'.modelfleet.api.manager.v1.ModelVersion\x12\x35\n\x06routes\x18\x03 \x03(\x0b\x32%.modelfleet.api.manager.v1.AliasRoute\"g\n\nAliasRoute\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12;\n\x07targets\x18\x03 \x03(\x0b\x32*.modelfleet.api.manager.v1.WeightedVersion\"8\n\x0fWeightedVersion\x12\x15\n\rmodel_version\x18\x01 \x01(\x03\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"\x81\x01\n\x13ReportStatusRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12:\n\x08versions\x18\x04 \x03(\x0b\x32(.modelfleet.api.manager.v1.VersionStatus\"}\n\rVersionStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\x03\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.modelfleet.api.manager.v1.VersionState\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x16\n\x14ReportStatusResponse2\xff\x01\n\rWorkerService\x12}\n\x10WatchAssignments\x12\x32.modelfleet.api.manager.v1.WatchAssignmentsRequest\x1a\x33.modelfleet.api.manager.v1.WatchAssignmentsResponse0\x01\x12o\n\x0cReportStatus\x12..modelfleet.api.manager.v1.ReportStatusRequest\x1a/.modelfleet.api.manager.v1.ReportStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.modelfleet/api/manager/v1/worker_service.proto\x12\x19modelfleet.api.manager.v1\x1a-modelfleet/api/manager/v1/model_service.proto\x1a-modelfleet/api/manager/v1/version_state.proto\"7\n\x17WatchAssignmentsRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\"U\n\x18WatchAssignmentsResponse\x12\x39\n\nassignment\x18\x01 \x01(\x0b\x32%.modelfleet.api.manager.v1.Assignment\"\x96\x01\n\nAssignment\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12?\n\x0emodel_versions\x18\x02 \x03(\x0b\x32\'.modelfleet.api.manager.v1.ModelVersion\x12\x35\n\x06routes\x18\x03 \x03(\x0b\x32%.modelfleet.api.manager.v1.AliasRoute\"g\n\nAliasRoute\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12;\n\x07targets\x18\x03 \x03(\x0b\x32*.modelfleet.api.manager.v1.WeightedVersion\"8\n\x0fWeightedVersion\x12\x15\n\rmodel_version\x18\x01 \x01(\x03\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"\x81\x01\n\x13ReportStatusRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12:\n\x08versions\x18\x04 \x03(\x0b\x32(.modelfleet.api.manager.v1.VersionStatus\"\xff\x01\n\rVersionStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\x03\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.modelfleet.api.manager.v1.VersionState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\tproviders\x18\x05 \x03(\t\x12\x38\n\x06memory\x18\x06 \x01(\x0b\x32(.modelfleet.api.manager.v1.SessionMemory\x12\x33\n\x07traffic\x18\x07 \x01(\x0b\x32\".modelfleet.api.manager.v1.Traffic\"m\n\rSessionMemory\x12\x12\n\nhost_bytes\x18\x01 \x01(\x03\x12\x17\n\x0fhost_peak_bytes\x18\x02 \x01(\x03\x12\x14\n\x0c\x64\x65vice_bytes\x18\x03 \x01(\x03\x12\x19\n\x11\x64\x65vice_peak_bytes\x18\x04 \x01(\x03\"O\n\x07Traffic\x12\x15\n\rrequest_count\x18\x01 \x01(\x03\x12\x15\n\rfailure_count\x18\x02 \x01(\x03\x12\x16\n\x0elatency_counts\x18\x03 \x03(\x03\"\x16\n\x14ReportStatusResponse2\xff\x01\n\rWorkerService\x12}\n\x10WatchAssignments\x12\x32.modelfleet.api.manager.v1.WatchAssignmentsRequest\x1a\x33.modelfleet.api.manager.v1.WatchAssignmentsResponse0\x01\x12o\n\x0cReportStatus\x12..modelfleet.api.manager.v1.ReportStatusRequest\x1a/.modelfleet.api.manager.v1.ReportStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,10 +45,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEIGHTEDVERSION']._serialized_end=629
   _globals['_REPORTSTATUSREQUEST']._serialized_start=632
   _globals['_REPORTSTATUSREQUEST']._serialized_end=761
-  _globals['_VERSIONSTATUS']._serialized_start=763
-  _globals['_VERSIONSTATUS']._serialized_end=888
-  _globals['_REPORTSTATUSRESPONSE']._serialized_start=890
-  _globals['_REPORTSTATUSRESPONSE']._serialized_end=912
-  _globals['_WORKERSERVICE']._serialized_start=915
-  _globals['_WORKERSERVICE']._serialized_end=1170
+  _globals['_VERSIONSTATUS']._serialized_start=764
+  _globals['_VERSIONSTATUS']._serialized_end=1019
+  _globals['_SESSIONMEMORY']._serialized_start=1021
+  _globals['_SESSIONMEMORY']._serialized_end=1130
+  _globals['_TRAFFIC']._serialized_start=1132
+  _globals['_TRAFFIC']._serialized_end=1211
+  _globals['_REPORTSTATUSRESPONSE']._serialized_start=1213
+  _globals['_REPORTSTATUSRESPONSE']._serialized_end=1235
+  _globals['_WORKERSERVICE']._serialized_start=1238
+  _globals['_WORKERSERVICE']._serialized_end=1493
 # @@protoc_insertion_point(module_scope)

@@ -208,6 +208,9 @@ class VersionStatus(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     model_version: _builtins.int
@@ -216,6 +219,18 @@ class VersionStatus(_message.Message):
     """Where it is in its life there."""
     reason: _builtins.str
     """Why, when FAILED."""
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Execution providers that the session runs on, in order of preference."""
+
+    @_builtins.property
+    def memory(self) -> Global___SessionMemory:
+        """Memory that the version takes, measured when it was warmed up; 0 while it is not known."""
+
+    @_builtins.property
+    def traffic(self) -> Global___Traffic:
+        """What it has answered since it became READY."""
+
     def __init__(
         self,
         *,
@@ -223,14 +238,85 @@ class VersionStatus(_message.Message):
         model_version: _builtins.int = ...,
         state: _version_state_pb2.VersionState.ValueType = ...,
         reason: _builtins.str = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+        memory: Global___SessionMemory | None = ...,
+        traffic: Global___Traffic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "model_version", b"model_version", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory", "model", b"model", "model_version", b"model_version", "providers", b"providers", "reason", b"reason", "state", b"state", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionStatus: _TypeAlias = VersionStatus  # noqa: Y015
+
+@_typing.final
+class SessionMemory(_message.Message):
+    """Memory of a loaded version, in bytes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    host_bytes: _builtins.int
+    """Host memory that loading took: weights and what the session keeps."""
+    host_peak_bytes: _builtins.int
+    """Growth of host memory at the largest batch, beyond `host_bytes`."""
+    device_bytes: _builtins.int
+    """Device memory that loading took."""
+    device_peak_bytes: _builtins.int
+    """Growth of device memory at the largest batch, beyond `device_bytes`."""
+    def __init__(
+        self,
+        *,
+        host_bytes: _builtins.int = ...,
+        host_peak_bytes: _builtins.int = ...,
+        device_bytes: _builtins.int = ...,
+        device_peak_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_bytes", b"device_bytes", "device_peak_bytes", b"device_peak_bytes", "host_bytes", b"host_bytes", "host_peak_bytes", b"host_peak_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionMemory: _TypeAlias = SessionMemory  # noqa: Y015
+
+@_typing.final
+class Traffic(_message.Message):
+    """Counts that only grow while a version is loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    FAILURE_COUNT_FIELD_NUMBER: _builtins.int
+    LATENCY_COUNTS_FIELD_NUMBER: _builtins.int
+    request_count: _builtins.int
+    """Requests that ended, failed ones included."""
+    failure_count: _builtins.int
+    """Requests that failed through no fault of the caller: INTERNAL, or UNAVAILABLE from this worker itself."""
+    @_builtins.property
+    def latency_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Requests by how long they took: the i-th counts those that took up to 2^i milliseconds and more than 2^(i-1); the
+        last counts all that took longer. 18 entries.
+        """
+
+    def __init__(
+        self,
+        *,
+        request_count: _builtins.int = ...,
+        failure_count: _builtins.int = ...,
+        latency_counts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_count", b"failure_count", "latency_counts", b"latency_counts", "request_count", b"request_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Traffic: _TypeAlias = Traffic  # noqa: Y015
 
 @_typing.final
 class ReportStatusResponse(_message.Message):
