@@ -55,13 +55,18 @@ class Table(DeclarativeBase):
 
 
 class BlobRow(Table):
-    """A blob whose bytes are stored, whole and with this hash. What has no row here does not exist."""
+    """
+    A blob whose bytes are stored, whole and with this hash. What has no row here does not exist.
+
+    `last_used_time` is when a push last asked for it or a version that has it was deleted.
+    """
 
     __tablename__ = "blobs"
 
     sha256: Mapped[str] = mapped_column(_SHA256, primary_key=True)
     size: Mapped[int]
     create_time: Mapped[datetime]
+    last_used_time: Mapped[datetime | None]
 
 
 class ModelRow(Table):
