@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from harness.bundle_graphs import write_graph
 from harness.callers import Caller
-from harness.graphs import write_graph
 from harness.manager import quick_settings, running_manager
 from modelfleet.api.manager.v1 import model_service_pb2 as pb
 from modelfleet.api.manager.v1.model_service_pb2_grpc import ModelServiceStub

@@ -7,14 +7,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 InputOption: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        "--input",
-        exists=True,
-        dir_okay=False,
-        allow_dash=True,
-        help="A file with one text a line; - for standard input.",
-    ),
+    Path | None, typer.Option("--input", help="A file with one text a line; - for standard input.")
 ]
 
 
@@ -29,7 +22,10 @@ def read_texts(arguments: list[str] | None, source: Path | None, what: str = "TE
     if arguments:
         return arguments
     if source and str(source) != "-":
-        return _lines(source.read_bytes(), str(source))
+        try:
+            return _lines(source.read_bytes(), str(source))
+        except OSError as error:
+            raise typer.BadParameter(f"{source} cannot be read: {error.strerror}.") from error
     if sys.stdin.isatty() and not source:
         raise typer.BadParameter(f"Give {what} as arguments, --input FILE, or lines on standard input.")
     return _lines(sys.stdin.buffer.read(), "standard input")

@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
-from harness.graphs import write_graph, write_graph_with_external
+from harness.bundle_graphs import write_graph, write_graph_with_external
 from modelfleet.bundle.directory import open_directory
 from modelfleet.bundle.manifest import Task
 from modelfleet.runtime.errors import InvalidBundleError

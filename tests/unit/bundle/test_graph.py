@@ -2,7 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
-from harness.graphs import external_tensor, identity_graph, write_graph, write_graph_with_external
+from harness.bundle_graphs import external_tensor, identity_graph, write_graph, write_graph_with_external
 from modelfleet.bundle.graph import check_graph
 from modelfleet.runtime.errors import InvalidBundleError
 from onnx import helper

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.graphs import write_graph
+from harness.bundle_graphs import write_graph
 from modelfleet.bundle.infer import infer_manifest
 from modelfleet.bundle.manifest import Activation, Manifest, Pooling, Task
 from modelfleet.runtime.errors import InvalidBundleError
