@@ -13,6 +13,7 @@ Nothing here knows of threads; the engine holds a lock around each call.
 
 import heapq
 import itertools
+import math
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -68,15 +69,18 @@ class BatchQueue(Generic[RequestT]):
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
         self._by_length: dict[Hashable, _LengthIndex[RequestT]] = {}
-        # Heaps with lazy deletion: requests that have left are skipped when they come up.
+        # A heap with lazy deletion: requests that have left are skipped when they come up.
         self._turns: list[tuple[float, int, RequestT]] = []
-        self._deadlines: list[tuple[float, int, RequestT]] = []
         self._order = itertools.count()
+        self._requests: dict[RequestT, None] = {}
+        # No deadline of those that wait is earlier, so that most looks for expired ones end here.
+        self._next_deadline = math.inf
         self.rows = 0
         self.tokens = 0
 
     def put(self, request: RequestT) -> None:
-        """Let all rows of a request wait."""
+        """Let all rows of a request wait: at least one, each of at least one token."""
+        assert min(request.lengths, default=0) > 0, f"lengths are {request.lengths}"
         index = self._by_length.setdefault(request.key, _LengthIndex())
         for number, length in enumerate(request.lengths):
             row = Row(request, number, length)
@@ -85,21 +89,26 @@ class BatchQueue(Generic[RequestT]):
         self.rows += len(request.lengths)
         self.tokens += sum(request.lengths)
         self._enqueue(request, request.arrival)
-        heapq.heappush(self._deadlines, (request.deadline, next(self._order), request))
+        self._requests[request] = None
+        self._next_deadline = min(self._next_deadline, request.deadline)
 
     def discard(self, request: RequestT) -> None:
         """Forget the waiting rows of a request that nobody waits for."""
         for row in list(request.waiting.values()):
             self._remove(row)
 
+    def requests(self) -> list[RequestT]:
+        """Return the requests that have rows waiting."""
+        return list(self._requests)
+
     def take_expired(self, now: float) -> list[RequestT]:
         """Remove and return the requests whose deadline has passed before all of their rows had run."""
-        expired = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            request = heapq.heappop(self._deadlines)[2]
-            if request.waiting:
-                self.discard(request)
-                expired.append(request)
+        if now < self._next_deadline:
+            return []
+        expired = [request for request in self._requests if request.deadline <= now]
+        for request in expired:
+            self.discard(request)
+        self._next_deadline = min((request.deadline for request in self._requests), default=math.inf)
         return expired
 
     def take_batch(self, now: float) -> list[Row[RequestT]]:
@@ -137,18 +146,26 @@ class BatchQueue(Generic[RequestT]):
             fill_below = (real + below.length) / ((count + 1) * longest) if below else 0.0
             fill_above = (real + above.length) / ((count + 1) * above.length) if above else 0.0
             if above and fill_above > fill_below:
-                row, fill, above = above, fill_above, next(longer, None)
+                row, fill, candidates = above, fill_above, longer
             elif below:
-                row, fill, below = below, fill_below, next(shorter, None)
+                row, fill, candidates = below, fill_below, shorter
             padded = (count + 1) * max(longest, row.length)
-            if padded > limits.max_tokens or (fill < limits.min_fill and padded > limits.free_tokens):
-                return
-            count, real, longest = count + 1, real + row.length, max(longest, row.length)
-            yield row
+            fits = padded <= limits.max_tokens and (fill >= limits.min_fill or padded <= limits.free_tokens)
+            if fits:
+                count, real, longest = count + 1, real + row.length, max(longest, row.length)
+                yield row
+            # What lies farther off in the same direction fits no better.
+            following = next(candidates, None) if fits else None
+            if candidates is longer:
+                above = following
+            else:
+                below = following
 
     def _remove(self, row: Row[RequestT]) -> None:
         request = row.request
         del request.waiting[row.index]
+        if not request.waiting:
+            del self._requests[request]
         index = self._by_length[request.key]
         index.remove(row)
         if not index:
