@@ -73,9 +73,9 @@ def _options(settings: ServerSettings) -> list[tuple[str, Any]]:
         ("grpc.max_connection_age_grace_ms", int(settings.max_connection_age_grace_s * 1000)),
         ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", 10_000),
-        # Clients ping too, also between calls; without these two the server would close their connections for it.
+        # Clients ping too, also between calls; the server must not take that for abuse and close their connections.
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 0),
         # Two servers on one port would share its connections silently.
         ("grpc.so_reuseport", 0),
     ]

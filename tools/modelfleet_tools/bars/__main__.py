@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 from modelfleet.bundle.directory import open_directory
-from modelfleet.client import AsyncClient
+from modelfleet.client import AsyncClient, Client
 from rich.console import Console
 from rich.table import Table
 
 from modelfleet_tools.bars.baseline import Baseline
-from modelfleet_tools.bars.measure import LOADS, MODEL, PADDING_LOAD, Round, measure
+from modelfleet_tools.bars.measure import LOADS, MODEL, PADDING_LOAD, Clients, Round, measure
 from modelfleet_tools.bars.minilm_fp32 import minilm_fp32
 from modelfleet_tools.bars.texts import sample_texts
 from modelfleet_tools.cluster import LocalCluster, Service
@@ -37,8 +37,8 @@ class Bar:
 
 def main(
     json_file: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
-    texts: Annotated[int, typer.Option(help="Texts in each measurement of a round.", min=64)] = 512,
-    rounds: Annotated[int, typer.Option(help="Rounds; figures are medians over them.", min=1)] = 5,
+    texts: Annotated[int, typer.Option(help="Texts in each measurement of a round.", min=64)] = 256,
+    rounds: Annotated[int, typer.Option(help="Rounds; figures are medians over them.", min=1)] = 9,
     cache: Annotated[Path, typer.Option(help="Where the exported model is kept.")] = Path(".cache"),
 ) -> None:
     """Measure a local cluster against a bare ONNX Runtime loop on fp32 MiniLM."""
@@ -57,18 +57,17 @@ async def _measure(directory: Path, texts: list[str], rounds: int) -> list[Round
     with tempfile.TemporaryDirectory() as data:
         async with LocalCluster(Path(data)) as cluster:
             addresses = cluster.addresses
-            async with AsyncClient(
-                inference=addresses.inference, tokenizer=addresses.tokenizer, manager=addresses.manager
-            ) as client:
-                await client.push(bundle, paths, MODEL, alias="stable")
-                await client.wait_until_served(MODEL, timeout_s=_LOAD_S)
-                return await measure(client, baseline, texts, cluster.metrics_url(Service.INFERENCE), rounds)
+            async with AsyncClient(inference=addresses.inference, manager=addresses.manager) as many:
+                with Client(inference=addresses.inference) as one:
+                    await many.push(bundle, paths, MODEL, alias="stable")
+                    await many.wait_until_served(MODEL, timeout_s=_LOAD_S)
+                    metrics_url = cluster.metrics_url(Service.INFERENCE)
+                    return await measure(Clients(many, one), baseline, texts, metrics_url, rounds)
 
 
 def _bars(measured: list[Round]) -> list[Bar]:
     bars = [
-        _at_least(load.name, statistics.median(one.loads[load.name] / one.baseline for one in measured), load.goal)
-        for load in LOADS
+        _at_least(load.name, statistics.median(one.ratios[load.name] for one in measured), load.goal) for load in LOADS
     ]
     padding = statistics.median(one.padding_efficiency for one in measured)
     name = f"Padding efficiency at {PADDING_LOAD.callers} callers: real over padded tokens"

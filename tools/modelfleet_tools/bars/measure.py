@@ -4,10 +4,10 @@ import asyncio
 import statistics
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from modelfleet.client import AsyncClient
+from modelfleet.client import AsyncClient, Client
 from rich.progress import Progress
 
 from modelfleet_tools.bars.baseline import Baseline
@@ -35,52 +35,77 @@ PADDING_LOAD = LOADS[1]
 
 
 @dataclass(frozen=True, slots=True)
+class Clients:
+    """The same cluster for many callers at once, and for one."""
+
+    many: AsyncClient
+    one: Client
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
-    """One turn of every measurement: texts a second, seconds, and a share."""
+    """
+    One turn of every measurement.
+
+    `baseline` and `loads` are texts a second. Each load's ratio is over the mean of the baselines right before and after
+    it, since a shared machine is not equally fast for long. The latencies are medians in seconds.
+    """
 
     baseline: float
     loads: dict[str, float]
+    ratios: dict[str, float]
     padding_efficiency: float
     single_baseline_s: float
     single_cluster_s: float
 
 
 async def measure(
-    client: AsyncClient, baseline: Baseline, texts: Sequence[str], metrics_url: str, rounds: int
+    clients: Clients, baseline: Baseline, texts: Sequence[str], metrics_url: str, rounds: int
 ) -> list[Round]:
     """Return what each round measured, after one round that only warms up."""
     ids = baseline.sorted_ids(texts)
     with Progress(transient=True) as progress:
         measured = [
-            await _round(client, baseline, ids, texts, metrics_url)
+            await _round(clients, baseline, ids, texts, metrics_url)
             for _ in progress.track(range(rounds + 1), description="Measuring")
         ]
     return measured[1:]
 
 
 async def _round(
-    client: AsyncClient, baseline: Baseline, ids: Sequence[Sequence[int]], texts: Sequence[str], metrics_url: str
+    clients: Clients, baseline: Baseline, ids: Sequence[Sequence[int]], texts: Sequence[str], metrics_url: str
 ) -> Round:
-    started = time.perf_counter()
-    await asyncio.to_thread(baseline.run_sorted, ids)
-    baseline_rate = len(texts) / (time.perf_counter() - started)
-    rates = {}
+    baselines = [_baseline_rate(baseline, ids)]
+    rates, ratios = {}, {}
     padding_efficiency = 0.0
     for load in LOADS:
         before = _tokens(metrics_url)
-        rates[load.name] = await _closed_loop(client, load, texts)
+        rates[load.name] = await _closed_loop(clients.many, load, texts)
         if load is PADDING_LOAD:
             real, padded = (now - then for now, then in zip(_tokens(metrics_url), before, strict=True))
             padding_efficiency = real / padded
-    in_process, in_cluster = [], []
-    for text in texts[:_SINGLE_CALLS]:
+        baselines.append(_baseline_rate(baseline, ids))
+        ratios[load.name] = rates[load.name] / statistics.mean(baselines[-2:])
+    # In blocks and not in turns: the threads of an in-process session spin for a while after each run.
+    singles = texts[:_SINGLE_CALLS]
+    in_process = _median_seconds(baseline.embed_one, singles)
+    in_cluster = _median_seconds(lambda text: clients.one.embed(MODEL, [text]), singles)
+    return Round(statistics.mean(baselines), rates, ratios, padding_efficiency, in_process, in_cluster)
+
+
+def _baseline_rate(baseline: Baseline, ids: Sequence[Sequence[int]]) -> float:
+    started = time.perf_counter()
+    baseline.run_sorted(ids)
+    return len(ids) / (time.perf_counter() - started)
+
+
+def _median_seconds(call: Callable[[str], object], texts: Sequence[str]) -> float:
+    taken = []
+    for text in texts:
         started = time.perf_counter()
-        baseline.embed_one(text)
-        in_process.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        await client.embed(MODEL, [text])
-        in_cluster.append(time.perf_counter() - started)
-    return Round(baseline_rate, rates, padding_efficiency, statistics.median(in_process), statistics.median(in_cluster))
+        call(text)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
 
 
 async def _closed_loop(client: AsyncClient, load: Load, texts: Sequence[str]) -> float:
