@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from modelfleet.manager.registry import ModelVersion, to_model_version
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import AliasRow, AssignmentRevisionRow, ModelVersionRow
-from modelfleet.runtime.errors import DrainingError
+from modelfleet.runtime.errors import DrainingError, ModelfleetError
 
 _RETRY_S = 1.0
 
@@ -108,7 +108,7 @@ class Assignments:
             changes = self._changes
             try:
                 newest = await asyncio.to_thread(self._read)
-            except SQLAlchemyError:
+            except (SQLAlchemyError, ModelfleetError):
                 _log.exception("assignment not read", retry_s=_RETRY_S)
                 await asyncio.sleep(_RETRY_S)
                 self._stale.set()

@@ -18,8 +18,10 @@ ModelfleetError
 │   ├── ModelLoadingError
 │   ├── DrainingError
 │   ├── ManagerUnreachableError
-│   └── TokenizerUnreachableError
+│   ├── TokenizerUnreachableError
+│   └── StorageUnreachableError
 ├── OverloadedError              queue full, or too many calls
+├── StorageFullError             no room for more models
 ├── DeadlineExpiredError         dropped while it waited
 ├── DigestMismatchError          bytes do not have the hash announced for them
 ├── SessionFailureError          a session failed while it ran the model
@@ -54,6 +56,8 @@ class Reason(StrEnum):
     DIGEST_MISMATCH = "DIGEST_MISMATCH"
     SESSION_FAILURE = "SESSION_FAILURE"
     PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
+    STORAGE_FULL = "STORAGE_FULL"
+    STORAGE_UNREACHABLE = "STORAGE_UNREACHABLE"
     INTERNAL = "INTERNAL"
 
 
@@ -176,11 +180,23 @@ class TokenizerUnreachableError(UnavailableError):
     reason = Reason.TOKENIZER_UNREACHABLE
 
 
+class StorageUnreachableError(UnavailableError):
+    """The manager's database or blob store cannot be reached."""
+
+    reason = Reason.STORAGE_UNREACHABLE
+
+
 class OverloadedError(ModelfleetError):
     """A queue is full, or the server has as many calls under way as it allows."""
 
     reason = Reason.OVERLOADED
     retry_after_s = 0.2
+
+
+class StorageFullError(ModelfleetError):
+    """The disk or the quota of the manager's database or blobs is full."""
+
+    reason = Reason.STORAGE_FULL
 
 
 class DeadlineExpiredError(ModelfleetError):

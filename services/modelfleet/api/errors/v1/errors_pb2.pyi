@@ -70,6 +70,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. An execution provider that was asked for is not in this build or has no device."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 20
     """INTERNAL. Anything unforeseen. Logged with the request id."""
+    ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 21
+    """RESOURCE_EXHAUSTED. The disk or the quota of the manager's database or blobs is full. Collect garbage or add room."""
+    ERROR_REASON_STORAGE_UNREACHABLE: _ErrorReason.ValueType  # 22
+    """UNAVAILABLE with RetryInfo. The manager's database or blob store cannot be reached."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs.
@@ -128,4 +132,8 @@ ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 19
 """FAILED_PRECONDITION. An execution provider that was asked for is not in this build or has no device."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 20
 """INTERNAL. Anything unforeseen. Logged with the request id."""
+ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 21
+"""RESOURCE_EXHAUSTED. The disk or the quota of the manager's database or blobs is full. Collect garbage or add room."""
+ERROR_REASON_STORAGE_UNREACHABLE: ErrorReason.ValueType  # 22
+"""UNAVAILABLE with RetryInfo. The manager's database or blob store cannot be reached."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
