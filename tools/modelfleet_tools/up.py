@@ -68,8 +68,8 @@ def up(
         signal.signal(number, _interrupt)
     tell("Starting …")
     with cluster:
-        _print_addresses(cluster, as_json=as_json)
         try:
+            _print_addresses(cluster, as_json=as_json)
             cluster.watch()
         except KeyboardInterrupt:
             tell("Stopping …")
