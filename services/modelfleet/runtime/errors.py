@@ -10,6 +10,7 @@ ModelfleetError
 │   ├── ModelVersionNotFoundError
 │   ├── AliasNotFoundError
 │   ├── BlobNotFoundError
+│   ├── RolloutNotFoundError
 │   └── TokenizerNotFoundError
 ├── StateConflictError           the operation does not fit the state of its object
 ├── NotServedHereError           registered, but not on this worker
@@ -44,6 +45,7 @@ class Reason(StrEnum):
     MODEL_VERSION_NOT_FOUND = "MODEL_VERSION_NOT_FOUND"
     ALIAS_NOT_FOUND = "ALIAS_NOT_FOUND"
     BLOB_NOT_FOUND = "BLOB_NOT_FOUND"
+    ROLLOUT_NOT_FOUND = "ROLLOUT_NOT_FOUND"
     TOKENIZER_NOT_FOUND = "TOKENIZER_NOT_FOUND"
     NOT_SERVED_HERE = "NOT_SERVED_HERE"
     STATE_CONFLICT = "STATE_CONFLICT"
@@ -123,6 +125,12 @@ class BlobNotFoundError(NotFoundError):
     """No blob of this digest is stored."""
 
     reason = Reason.BLOB_NOT_FOUND
+
+
+class RolloutNotFoundError(NotFoundError):
+    """There is no rollout of this number."""
+
+    reason = Reason.ROLLOUT_NOT_FOUND
 
 
 class TokenizerNotFoundError(NotFoundError):

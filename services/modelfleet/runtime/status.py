@@ -22,6 +22,7 @@ CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
         Reason.MODEL_VERSION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
         Reason.ALIAS_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
         Reason.BLOB_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+        Reason.ROLLOUT_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
         Reason.TOKENIZER_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
         Reason.NOT_SERVED_HERE: grpc.StatusCode.FAILED_PRECONDITION,
         Reason.STATE_CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,

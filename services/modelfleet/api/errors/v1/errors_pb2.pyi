@@ -74,6 +74,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED. The disk or the quota of the manager's database or blobs is full. Collect garbage or add room."""
     ERROR_REASON_STORAGE_UNREACHABLE: _ErrorReason.ValueType  # 22
     """UNAVAILABLE with RetryInfo. The manager's database or blob store cannot be reached."""
+    ERROR_REASON_ROLLOUT_NOT_FOUND: _ErrorReason.ValueType  # 23
+    """NOT_FOUND. There is no rollout of this number."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs.
@@ -136,4 +138,6 @@ ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 21
 """RESOURCE_EXHAUSTED. The disk or the quota of the manager's database or blobs is full. Collect garbage or add room."""
 ERROR_REASON_STORAGE_UNREACHABLE: ErrorReason.ValueType  # 22
 """UNAVAILABLE with RetryInfo. The manager's database or blob store cannot be reached."""
+ERROR_REASON_ROLLOUT_NOT_FOUND: ErrorReason.ValueType  # 23
+"""NOT_FOUND. There is no rollout of this number."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

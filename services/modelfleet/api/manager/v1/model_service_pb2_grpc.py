@@ -110,7 +110,7 @@ class ModelServiceServicer:
         continues where it stopped: ask FindMissingBlobs again. The version exists only when every blob is there. A bundle
         that the model already has as a version is not registered twice: its number is returned.
         Also DATA_LOSS: a blob does not have its announced hash; nothing of it is kept. FAILED_PRECONDITION: a blob of the
-        bundle was neither stored nor sent.
+        bundle was neither stored nor sent, or the alias is under a rollout; the version is not registered then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,7 +145,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModelVersion(self, request, context):
-        """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias names it.
+        """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias or a rollout
+        names it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,14 +160,16 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at a version, creating the alias where it is new.
+        """Points an alias at a version, creating the alias where it is new. Workers follow one by one, each once it has loaded
+        the version; a rollout moves all at once. FAILED_PRECONDITION while the alias is under a rollout, whose number the
+        message gives.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAlias(self, request, context):
-        """Deletes an alias. Requests that name it get NOT_FOUND from then on.
+        """Deletes an alias. Requests that name it get NOT_FOUND from then on. FAILED_PRECONDITION while it is under a rollout.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,7 @@ class ModelServiceStub:
     continues where it stopped: ask FindMissingBlobs again. The version exists only when every blob is there. A bundle
     that the model already has as a version is not registered twice: its number is returned.
     Also DATA_LOSS: a blob does not have its announced hash; nothing of it is kept. FAILED_PRECONDITION: a blob of the
-    bundle was neither stored nor sent.
+    bundle was neither stored nor sent, or the alias is under a rollout; the version is not registered then.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
     """Returns a model with its aliases."""
@@ -56,13 +56,18 @@ class ModelServiceStub:
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelVersionsRequest, _model_service_pb2.ListModelVersionsResponse]
     """Lists the versions of a model, newest first."""
     DeleteModelVersion: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelVersionRequest, _model_service_pb2.DeleteModelVersionResponse]
-    """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias names it."""
+    """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias or a rollout
+    names it.
+    """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_model_service_pb2.DownloadBlobRequest, _model_service_pb2.DownloadBlobResponse]
     """Streams a blob from an offset on."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.SetAliasRequest, _model_service_pb2.SetAliasResponse]
-    """Points an alias at a version, creating the alias where it is new."""
+    """Points an alias at a version, creating the alias where it is new. Workers follow one by one, each once it has loaded
+    the version; a rollout moves all at once. FAILED_PRECONDITION while the alias is under a rollout, whose number the
+    message gives.
+    """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteAliasRequest, _model_service_pb2.DeleteAliasResponse]
-    """Deletes an alias. Requests that name it get NOT_FOUND from then on."""
+    """Deletes an alias. Requests that name it get NOT_FOUND from then on. FAILED_PRECONDITION while it is under a rollout."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -81,7 +86,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     continues where it stopped: ask FindMissingBlobs again. The version exists only when every blob is there. A bundle
     that the model already has as a version is not registered twice: its number is returned.
     Also DATA_LOSS: a blob does not have its announced hash; nothing of it is kept. FAILED_PRECONDITION: a blob of the
-    bundle was neither stored nor sent.
+    bundle was neither stored nor sent, or the alias is under a rollout; the version is not registered then.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Returns a model with its aliases."""
@@ -92,13 +97,18 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelVersionsRequest, _model_service_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of a model, newest first."""
     DeleteModelVersion: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelVersionRequest, _model_service_pb2.DeleteModelVersionResponse]  # type: ignore[assignment]
-    """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias names it."""
+    """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias or a rollout
+    names it.
+    """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_model_service_pb2.DownloadBlobRequest, _model_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """Streams a blob from an offset on."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_model_service_pb2.SetAliasRequest, _model_service_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """Points an alias at a version, creating the alias where it is new."""
+    """Points an alias at a version, creating the alias where it is new. Workers follow one by one, each once it has loaded
+    the version; a rollout moves all at once. FAILED_PRECONDITION while the alias is under a rollout, whose number the
+    message gives.
+    """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteAliasRequest, _model_service_pb2.DeleteAliasResponse]  # type: ignore[assignment]
-    """Deletes an alias. Requests that name it get NOT_FOUND from then on."""
+    """Deletes an alias. Requests that name it get NOT_FOUND from then on. FAILED_PRECONDITION while it is under a rollout."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """The registry of models, their immutable numbered versions, and the aliases that move between versions.
@@ -126,7 +136,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         continues where it stopped: ask FindMissingBlobs again. The version exists only when every blob is there. A bundle
         that the model already has as a version is not registered twice: its number is returned.
         Also DATA_LOSS: a blob does not have its announced hash; nothing of it is kept. FAILED_PRECONDITION: a blob of the
-        bundle was neither stored nor sent.
+        bundle was neither stored nor sent, or the alias is under a rollout; the version is not registered then.
         """
 
     @_abc_1.abstractmethod
@@ -167,7 +177,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.DeleteModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.DeleteModelVersionResponse, _abc.Awaitable[_model_service_pb2.DeleteModelVersionResponse]]:
-        """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias names it."""
+        """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias or a rollout
+        names it.
+        """
 
     @_abc_1.abstractmethod
     def DownloadBlob(
@@ -183,7 +195,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.SetAliasResponse, _abc.Awaitable[_model_service_pb2.SetAliasResponse]]:
-        """Points an alias at a version, creating the alias where it is new."""
+        """Points an alias at a version, creating the alias where it is new. Workers follow one by one, each once it has loaded
+        the version; a rollout moves all at once. FAILED_PRECONDITION while the alias is under a rollout, whose number the
+        message gives.
+        """
 
     @_abc_1.abstractmethod
     def DeleteAlias(
@@ -191,6 +206,6 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.DeleteAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.DeleteAliasResponse, _abc.Awaitable[_model_service_pb2.DeleteAliasResponse]]:
-        """Deletes an alias. Requests that name it get NOT_FOUND from then on."""
+        """Deletes an alias. Requests that name it get NOT_FOUND from then on. FAILED_PRECONDITION while it is under a rollout."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -119,7 +119,10 @@ class AliasRoute(_message.Message):
     """Name of the alias."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightedVersion]:
-        """The versions it names: one, or two while a canary runs."""
+        """The versions it names: one, or two while a canary runs, the new one first. Requests with an affinity key (metadata
+        `x-modelfleet-affinity`) fall on a point of [0, 1) that the targets share in this order, so that who was answered by
+        the new version still is when its share grows.
+        """
 
     def __init__(
         self,
