@@ -9,7 +9,7 @@ ARGS ?=
 PROTO_BASE = $(shell git diff --quiet main HEAD 2>/dev/null && git rev-parse HEAD~1 || git rev-parse main)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast lint proto proto-check bench soak format clean
+.PHONY: help demo up test postgres test-fast lint proto proto-check bench soak format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,8 +25,14 @@ demo: $(STAMP) ## Start the three services, push the sample model, send requests
 up: $(STAMP) ## Start the three services and serve until Ctrl-C
 	$(BIN)/modelfleet up $(ARGS)
 
-test: lint proto-check ## Everything that CI checks
+test: lint proto-check postgres ## Everything that CI checks
 	$(BIN)/pytest $(ARGS)
+
+# For the tests of the manager's database, which start a server of their own; they are skipped where this cannot be.
+postgres:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+	  { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql; } || \
+	  echo "Tests on PostgreSQL will be skipped: install it with 'apt-get install postgresql'."
 
 test-fast: $(STAMP) ## The tests that take seconds
 	$(BIN)/pytest -m 'not slow' $(ARGS)

@@ -1,13 +1,12 @@
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from modelfleet.bundle.bundle import Bundle, BundleFile
 from modelfleet.bundle.manifest import Manifest, Task
 from modelfleet.bundle.reference import ModelReference
@@ -100,6 +99,21 @@ def test_model_stays_when_its_last_version_is_deleted(database: Database, regist
         registry.model_version(ModelReference.parse("m@1"))
 
 
+def test_models_are_listed_by_code_point_whatever_the_database_sorts_by(database: Database, registry: Registry) -> None:
+    names = ["a", "a-b", "a.b", "a0", "a_c", "aa", "b"]
+    store_blobs(database, "a")
+    for name in reversed(names):
+        registry.register(name, bundle("a"), None)
+
+    pages, token = [], ""
+    while page := registry.models(PageRequest(2, token)):
+        pages += [model.model for model in page.items]
+        if not (token := page.next_token):
+            break
+
+    assert pages == names == sorted(names)
+
+
 def test_times_have_their_zone(database: Database, registry: Registry) -> None:
     store_blobs(database, "a")
     created = registry.register("m", bundle("a"), None).model_version.create_time
@@ -134,22 +148,19 @@ ALIASES = st.sampled_from(("stable", "canary"))
 class RegistryMachine(RuleBasedStateMachine):
     """The registry does what dictionaries would do, and its revision tells of each change of the aliases."""
 
+    def __init__(self, new_database: Callable[[], Database]) -> None:
+        super().__init__()
+        self.new_database = new_database
+
     @initialize()
     def start(self) -> None:
-        self.directory = TemporaryDirectory()
-        self.database = Database(f"sqlite:///{Path(self.directory.name) / 'manager.db'}")
-        self.database.migrate()
+        self.database = self.new_database()
         store_blobs(self.database, *CONTENTS)
         self.registry = Registry(self.database, lambda: None)
         self.versions: dict[tuple[str, int], str] = {}
         self.numbers = {"m": 0, "n": 0}
         self.aliases: dict[tuple[str, str], int] = {}
         self.seen = (revision(self.database), dict(self.aliases))
-
-    def teardown(self) -> None:
-        if hasattr(self, "database"):
-            self.database.close()
-            self.directory.cleanup()
 
     @rule(model=MODELS, content=st.sampled_from(CONTENTS), alias=st.none() | ALIASES)
     def register(self, model: str, content: str, alias: str | None) -> None:
@@ -213,5 +224,7 @@ class RegistryMachine(RuleBasedStateMachine):
                 assert model.latest_model_version == max(held, default=0)
 
 
-TestRegistryMachine = RegistryMachine.TestCase
-TestRegistryMachine.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+def test_registry_does_what_dictionaries_would_do(new_database: Callable[[], Database]) -> None:
+    run_state_machine_as_test(
+        lambda: RegistryMachine(new_database), settings=settings(max_examples=10, stateful_step_count=25, deadline=None)
+    )

@@ -1,60 +1,107 @@
 """The database: SQLite or PostgreSQL by URL, brought to the newest schema, read and written in transactions."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import alembic.command
 import alembic.config
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
+import structlog
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from modelfleet.manager.store.tables import AssignmentRevisionRow
+from modelfleet.runtime.errors import ModelfleetError, StorageFullError, StorageUnreachableError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_TIMEOUT_MS = 30_000
+_CONNECT_TIMEOUT_S = 5
 _WRITES = "modelfleet_writes"
+_MIGRATION_LOCK = 0x6D6F64656C  # any number that nobody else in the database locks
+_FREE_SHARE = 0.25  # of SQLite's pages, from which on they are given back
+
+_SQLITE_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
+_SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_SNAPSHOT}
+_POSTGRES_FULL = {"53100"}
+# What PostgreSQL says when it starts, stops, fails over, has no connection left, or gives up one of two transactions.
+_POSTGRES_TRANSIENT = {"53300", "57P01", "57P02", "57P03", "40001", "40P01", "25006"}
+
+_log = structlog.get_logger()
 
 
 class Database:
-    """Sessions on one database. Blocking: call it from threads."""
+    """
+    Sessions on one database. Blocking: call it from threads.
+
+    All that reads or writes raises StorageFullError when the disk is full, and StorageUnreachableError when the server
+    cannot be reached.
+    """
 
     def __init__(self, url: str) -> None:
-        self._engine = _sqlite_engine(url) if make_url(url).get_backend_name() == "sqlite" else create_engine(url)
+        parsed = make_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self._engine = _sqlite_engine(parsed) if self.is_sqlite else _postgres_engine(parsed)
         self._writer = self._engine.execution_options(**{_WRITES: True})
+        self._reader = self._engine
+        if not self.is_sqlite:
+            # A writer sees what the one before it committed while it waited for the lock; a reader sees one moment.
+            self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """Give a session that sees what was committed before."""
-        with Session(self._engine) as session, session.begin():
+        with _explained(), Session(self._reader) as session, session.begin():
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """Give a session that commits when the block ends and rolls back when it raises; one at a time, everywhere."""
-        with Session(self._writer) as session, session.begin():
+        with _explained(), Session(self._writer) as session, session.begin():
             # PostgreSQL waits here; SQLite has waited at BEGIN IMMEDIATE and knows no FOR UPDATE.
             session.execute(select(AssignmentRevisionRow).with_for_update())
             yield session
 
     def migrate(self) -> None:
         """Bring the schema to the newest revision, all in one transaction."""
+        self.migrate_to("head")
+
+    def migrate_to(self, revision: str) -> None:
+        """Bring the schema to a revision, all in one transaction. Managers that start at once wait for one another."""
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        with self._writer.begin() as connection:
+        with _explained(), self._writer.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+            alembic.command.upgrade(config, revision)
+
+    def compact(self) -> None:
+        """Give SQLite's free pages back to the disk once they are many. PostgreSQL does so by itself (autovacuum)."""
+        if not self.is_sqlite:
+            return
+        with _explained(), self._engine.connect() as connection:
+            # Past SQLAlchemy, which would begin a transaction.
+            cursor = connection.connection.cursor()
+            (free,) = cursor.execute("PRAGMA freelist_count").fetchone()
+            (pages,) = cursor.execute("PRAGMA page_count").fetchone()
+            if free > pages * _FREE_SHARE:
+                cursor.execute("VACUUM")
+                _log.info("database compacted", pages_before=pages, pages_freed=free)
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            cursor.close()
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
 
-def _sqlite_engine(url: str) -> Engine:
+def _sqlite_engine(url: URL) -> Engine:
     engine = create_engine(url)
-    if path := engine.url.database:
+    if path := url.database:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
 
     @event.listens_for(engine, "connect")
@@ -74,3 +121,31 @@ def _sqlite_engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _postgres_engine(url: URL) -> Engine:
+    # `postgres://` and `postgresql://` are how operators write it; the driver is ours to choose.
+    url = url.set(drivername="postgresql+psycopg", query={"connect_timeout": str(_CONNECT_TIMEOUT_S), **url.query})
+    return create_engine(url, pool_pre_ping=True)  # connections die when the server is restarted or fails over
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        explained = _explanation(error)
+        if explained is None:
+            raise
+        _log.warning("database failed", error=str(error.orig))
+        raise explained from error
+
+
+def _explanation(error: DBAPIError) -> ModelfleetError | None:
+    sqlite_code, postgres_code = getattr(error.orig, "sqlite_errorcode", None), getattr(error.orig, "sqlstate", None)
+    if sqlite_code in _SQLITE_FULL or postgres_code in _POSTGRES_FULL:
+        return StorageFullError("The disk of the manager's database is full. Make room there, then retry.")
+    lost = isinstance(error, OperationalError) and sqlite_code is None and postgres_code is None
+    if sqlite_code in _SQLITE_BUSY or postgres_code in _POSTGRES_TRANSIENT or error.connection_invalidated or lost:
+        return StorageUnreachableError("The manager's database does not answer. Retry.")
+    return None
