@@ -12,7 +12,7 @@ from modelfleet.api.manager.v1 import version_state_pb2
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2
 from modelfleet.client import AsyncClient
 from modelfleet.client.splitting import MAX_ITEMS
-from modelfleet.client.steps import CALLS_AT_ONCE
+from modelfleet.client.steps import AT_ONCE
 from modelfleet.runtime.errors import (
     AliasNotFoundError,
     DeadlineExpiredError,
@@ -103,14 +103,36 @@ async def test_an_alias_that_moves_meanwhile_does_not_mix_versions(
 async def test_a_part_that_fails_fails_the_whole_with_its_error(
     call: Caller, letters: Letters, targets: dict[str, str]
 ) -> None:
-    letters.fail = lambda request: OverloadedError("The queue is full.") if "bad" in request.texts else None
+    letters.fail = lambda request: InvalidInputError("That is bad.", field="texts") if "bad" in request.texts else None
 
-    with pytest.raises(OverloadedError, match=r"The queue is full\.") as caught:
+    with pytest.raises(InvalidInputError, match=r"That is bad\.") as caught:
         await call(targets, "embed", "letters", ["x"] * 3 * MAX_ITEMS + ["bad"])
 
-    assert caught.value.retry_after_s == pytest.approx(0.2)
+    assert caught.value.field == "texts"
     assert caught.value.request_id
     assert caught.value.__cause__ is not None
+
+
+async def test_a_full_queue_is_waited_for_within_a_large_batch(
+    call: Caller, letters: Letters, targets: dict[str, str]
+) -> None:
+    letters.fail = lambda _: OverloadedError("The queue is full.") if len(letters.requests) in {1, 3} else None
+
+    answer = await call(targets, "embed", "letters", ["x"] * (MAX_ITEMS + 1))
+
+    assert (len(answer.vectors), len(letters.requests)) == (MAX_ITEMS + 1, 4)
+
+
+async def test_a_full_queue_refuses_a_small_request_at_once(
+    call: Caller, letters: Letters, targets: dict[str, str]
+) -> None:
+    letters.fail = lambda _: OverloadedError("The queue is full.")
+
+    with pytest.raises(OverloadedError, match=r"The queue is full\.") as caught:
+        await call(targets, "embed", "letters", ["x"])
+
+    assert caught.value.retry_after_s == pytest.approx(0.2)
+    assert len(letters.requests) == 1
 
 
 async def test_only_a_few_parts_are_under_way_at_once() -> None:
@@ -128,7 +150,7 @@ async def test_only_a_few_parts_are_under_way_at_once() -> None:
     async with serving_letters(Slow()) as targets, AsyncClient(**targets) as client:
         await client.embed("letters", ["x"] * (12 * MAX_ITEMS))
 
-    assert most == CALLS_AT_ONCE
+    assert most == AT_ONCE
 
 
 async def test_labels_and_entities_come_a_text_at_a_time(

@@ -1,7 +1,7 @@
 """The client for asyncio."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
@@ -11,10 +11,10 @@ from modelfleet.client import inference_calls, manager_calls, tokenizer_calls
 from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES, open_async_channel
 from modelfleet.client.errors import from_call
 from modelfleet.client.steps import (
-    CALLS_AT_ONCE,
+    AT_ONCE,
     DEFAULT_TIMEOUT_S,
+    All,
     Ask,
-    AskAll,
     Messages,
     Method,
     Pause,
@@ -107,8 +107,8 @@ class AsyncClient:
         match step:
             case Ask():
                 return await self._ask(step)
-            case AskAll():
-                return await self._ask_all(step.calls)
+            case All():
+                return await self._run_all(step.procedures)
             case Upload():
                 return await self._upload(step)
             case Pause():
@@ -123,14 +123,14 @@ class AsyncClient:
         except grpc.RpcError as error:
             raise from_call(error, call.method.service, self._targets[call.method.service]) from error
 
-    async def _ask_all(self, calls: Sequence[Ask]) -> list[object]:
-        places = asyncio.Semaphore(CALLS_AT_ONCE)
+    async def _run_all(self, procedures: Iterable[Procedure[Any]]) -> list[object]:
+        places = asyncio.Semaphore(AT_ONCE)
 
-        async def ask(call: Ask) -> object:
+        async def run(procedure: Procedure[Any]) -> object:
             async with places:
-                return await self._ask(call)
+                return await self._run(procedure)
 
-        tasks = [asyncio.create_task(ask(call)) for call in calls]
+        tasks = [asyncio.create_task(run(procedure)) for procedure in procedures]
         try:
             return await asyncio.gather(*tasks)
         finally:

@@ -1,8 +1,8 @@
 """The client for threads."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
@@ -11,10 +11,10 @@ from modelfleet.client import inference_calls, manager_calls, tokenizer_calls
 from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES, open_channel
 from modelfleet.client.errors import from_call
 from modelfleet.client.steps import (
-    CALLS_AT_ONCE,
+    AT_ONCE,
     DEFAULT_TIMEOUT_S,
+    All,
     Ask,
-    AskAll,
     Method,
     Pause,
     Procedure,
@@ -110,8 +110,8 @@ class Client:
         match step:
             case Ask():
                 return self._ask(step)
-            case AskAll():
-                return list(self._ask_all(step.calls))
+            case All():
+                return self._run_all(step.procedures)
             case Upload():
                 return self._upload(step)
             case Pause():
@@ -126,24 +126,12 @@ class Client:
         except grpc.RpcError as error:
             raise from_call(error, call.method.service, self._targets[call.method.service]) from error
 
-    def _ask_all(self, calls: Iterable[Ask]) -> Iterator[object]:
-        under_way: deque[tuple[Ask, Any]] = deque()
-        waiting = iter(calls)
+    def _run_all(self, procedures: Iterable[Procedure[Any]]) -> list[object]:
+        threads = ThreadPoolExecutor(AT_ONCE)
         try:
-            while True:
-                while len(under_way) < CALLS_AT_ONCE and (call := next(waiting, None)):
-                    timeout_s = call.timeout_s or self._timeout_s
-                    under_way.append((call, self._callable(call.method).future(call.request, timeout=timeout_s)))
-                if not under_way:
-                    return
-                call, future = under_way.popleft()
-                try:
-                    yield future.result()
-                except grpc.RpcError as error:
-                    raise from_call(error, call.method.service, self._targets[call.method.service]) from error
+            return list(threads.map(self._run, procedures))
         finally:
-            for _, future in under_way:
-                future.cancel()
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _upload(self, step: Upload) -> object:
         channel = self._channels[step.method.service]

@@ -6,13 +6,18 @@ from typing import Protocol, TypeVar
 from google.protobuf.message import Message
 
 from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES
-from modelfleet.client.steps import Method, Procedure, ask, ask_all
-from modelfleet.runtime.errors import InvalidInputError
+from modelfleet.client.steps import Method, Procedure, ask, pause, run_all
+from modelfleet.runtime.errors import InvalidInputError, OverloadedError
 
-# Enough for full batches, few enough that each part's answer fits a message and each part gets its own deadline.
+# Enough for full batches, and little enough that several parts fit a worker's queue, that each part's answer fits a
+# message of gRPC's default size, and that each part has a deadline of its own.
 MAX_ITEMS = 256
-# Half a message: the rest is room for servers that take less than the client sends.
-MAX_BYTES = DEFAULT_MAX_MESSAGE_BYTES // 2
+MAX_BYTES = 128 << 10
+# Room for the rest of the message. Servers may take less, and say so.
+MAX_TEXT_BYTES = DEFAULT_MAX_MESSAGE_BYTES // 2
+
+_TRIES = 10
+_LONGEST_PAUSE_S = 2.0
 
 
 class Answer(Protocol):
@@ -44,12 +49,24 @@ def ask_in_parts(
     is named for all others, so that an alias which moves meanwhile does not mix two versions in one answer.
     """
     first, *rest = parts(sizes)
-    response = yield from ask(method, request(model, first), timeout_s)
     if not rest:
-        return [response]
+        return [(yield from ask(method, request(model, first), timeout_s))]
+    response = yield from _ask_patiently(method, request(model, first), timeout_s)
     pinned = _reference(response)
-    others = yield from ask_all(method, (request(pinned, part) for part in rest), timeout_s)
+    others = yield from run_all(_ask_patiently(method, request(pinned, part), timeout_s) for part in rest)
     return [response, *others]
+
+
+def _ask_patiently(
+    method: Method[AnswerMessage], request: Message, timeout_s: float | None
+) -> Procedure[AnswerMessage]:
+    """Ask again when a queue is full: a batch that is half done is worth the wait, unlike a single request."""
+    for tries in range(_TRIES - 1):
+        try:
+            return (yield from ask(method, request, timeout_s))
+        except OverloadedError as error:
+            yield from pause(min((error.retry_after_s or 1) * 2**tries, _LONGEST_PAUSE_S))
+    return (yield from ask(method, request, timeout_s))
 
 
 def parts(sizes: Sequence[int], max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> list[slice]:
@@ -84,9 +101,10 @@ def _text_sizes(texts: Sequence[str], field: str) -> Iterator[int]:
                 "Decode the text with errors='replace', or remove it.",
                 field=where,
             ) from error
-        if size > MAX_BYTES:
+        if size > MAX_TEXT_BYTES:
             raise InvalidInputError(
-                f"{where} has {size} bytes, more than a message of {MAX_BYTES} can carry. Cut it into several texts.",
+                f"{where} has {size} bytes, more than the {MAX_TEXT_BYTES} that a message can carry. "
+                "Cut it into several texts.",
                 field=where,
             )
         yield size

@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from google.protobuf.message import Message
 
 DEFAULT_TIMEOUT_S = 30.0
-CALLS_AT_ONCE = 4
-"""Calls that `AskAll` has under way."""
+AT_ONCE = 4
+"""Procedures that `All` has under way."""
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
@@ -50,10 +50,10 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class AskAll:
-    """Make several calls, a few at a time; their responses come in order. The first failure ends them all."""
+class All:
+    """Run several procedures, a few at a time; their results come in order. The first failure ends them all."""
 
-    calls: tuple[Ask, ...]
+    procedures: tuple["Procedure[Any]", ...]
 
 
 class Messages(Iterator[Message]):
@@ -94,7 +94,7 @@ class Pause:
     seconds: float
 
 
-Step: TypeAlias = Ask | AskAll | Upload | Pause
+Step: TypeAlias = Ask | All | Upload | Pause
 Procedure: TypeAlias = Generator[Step, Any, R]
 
 
@@ -104,10 +104,10 @@ def ask(method: Method[M], request: Message, timeout_s: float | None, *, wait_fo
     return response
 
 
-def ask_all(method: Method[M], requests: Iterable[Message], timeout_s: float | None) -> Procedure[list[M]]:
-    """Return the responses to several requests, in order. Each has the whole of `timeout_s`."""
-    responses: list[M] = yield AskAll(tuple(Ask(method, request, timeout_s) for request in requests))
-    return responses
+def run_all(procedures: Iterable[Procedure[R]]) -> Procedure[list[R]]:
+    """Return the results of several procedures, in order."""
+    results: list[R] = yield All(tuple(procedures))
+    return results
 
 
 def upload(method: Method[M], messages: Iterator[Message], timeout_s: float) -> Procedure[M]:

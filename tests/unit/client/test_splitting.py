@@ -3,7 +3,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelfleet.client.splitting import MAX_BYTES, parts, text_sizes
+from modelfleet.client.splitting import MAX_TEXT_BYTES, parts, text_sizes
 from modelfleet.runtime.errors import InvalidInputError
 
 
@@ -41,7 +41,7 @@ def test_sizes_are_those_of_utf_8() -> None:
         ("one text", "texts", "one string, not a list"),
         (["a", 7], "texts[1]", "type int"),
         (["a", "b\ud800"], "texts[1]", "surrogate pair at character 1"),
-        (["x" * (MAX_BYTES + 1)], "texts[0]", "more than a message"),
+        (["x" * (MAX_TEXT_BYTES + 1)], "texts[0]", "more than the"),
     ],
 )
 def test_what_no_message_can_carry_is_refused_by_index(texts: list[str], field: str, message: str) -> None:
