@@ -47,8 +47,8 @@ class Round:
     """
     One turn of every measurement.
 
-    `baseline` and `loads` are texts a second. Each load's ratio is over the mean of the baselines right before and after
-    it, since a shared machine is not equally fast for long. The latencies are medians in seconds.
+    `baseline` and `loads` are texts a second. Each load's ratio is over the mean of the baselines right before and
+    after it, since a shared machine is not equally fast for long. The latencies are medians in seconds.
     """
 
     baseline: float
