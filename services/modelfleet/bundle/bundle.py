@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from modelfleet.bundle.manifest import Manifest
 from modelfleet.runtime.errors import InvalidBundleError
 
+GOLDEN_FILE = "golden.npz"
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _READ_BYTES = 1 << 20
 _UNSAFE = ("Cc", "Cs")  # control characters, and surrogates, which stand for bytes that are no UTF-8
@@ -59,6 +61,11 @@ class Bundle:
     def tokenizer_digest(self) -> str | None:
         """SHA-256 of `tokenizer.json`, by which the tokenizer service knows it."""
         return next((file.sha256 for file in self.files if file.path == self.manifest.tokenizer), None)
+
+    @property
+    def golden(self) -> str | None:
+        """Path of the golden examples; None where there are none."""
+        return next((file.path for file in self.files if file.path == GOLDEN_FILE), None)
 
     @property
     def size(self) -> int:

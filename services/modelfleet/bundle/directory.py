@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from modelfleet.bundle.bundle import Bundle, BundleFile, check_path, hash_file
+from modelfleet.bundle.bundle import GOLDEN_FILE, Bundle, BundleFile, check_path, hash_file
+from modelfleet.bundle.golden import read_golden
 from modelfleet.bundle.graph import check_graph
 from modelfleet.bundle.infer import infer_manifest
 from modelfleet.bundle.manifest import MANIFEST_FILE, Manifest, Task
@@ -27,8 +28,8 @@ def open_directory(root: Path) -> tuple[Bundle, Mapping[str, Path]]:
 
     `modelfleet.yaml` is its manifest; fields that it leaves out are inferred from the other files. Hidden files, that
     manifest, and the weights of other runtimes and graphs are left out. Symbolic links to files are followed. Raises
-    InvalidBundleError when the directory holds no model, a file cannot be read, or the graph is corrupt or names data
-    outside the bundle.
+    InvalidBundleError when the directory holds no model, a file cannot be read, the graph is corrupt or names data
+    outside the bundle, or the golden examples are unreadable.
     """
     if not root.is_dir():
         raise InvalidBundleError(f"{root} is no directory. Name the folder that holds the model.", field="path")
@@ -41,6 +42,8 @@ def open_directory(root: Path) -> tuple[Bundle, Mapping[str, Path]]:
             field="model",
         )
     needed = check_graph(graph, root) | {manifest.model}
+    if (root / GOLDEN_FILE).exists():
+        read_golden(root / GOLDEN_FILE)
     paths = {path: root / path for path in _files(root) if path in needed or _is_worth_shipping(path, manifest)}
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing releases the interpreter's lock
         hashed = threads.map(_hashed, paths, paths.values())

@@ -1,12 +1,43 @@
 """Checks of an ONNX graph before anything runs it: that it parses, and that its data lies inside the bundle."""
 
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from modelfleet.runtime.errors import InvalidBundleError
+
+
+class Precision(StrEnum):
+    """The narrowest numbers that a graph computes with."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    """Or narrower."""
+
+
+# Of the standard and of ONNX Runtime's own domain; all others with integer weights begin with QLinear.
+_QUANTIZED = frozenset(
+    {
+        *("MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear"),
+        *("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention", "QGemm"),
+        *("MatMulNBits", "GatherBlockQuantized"),
+    }
+)
+_HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+
+
+def precision(model_path: Path) -> Precision:
+    """Return the precision of a graph that `check_graph` has passed, as its operators and weights tell."""
+    graph = _parsed(model_path, model_path.name).graph
+    if any(node.op_type in _QUANTIZED or node.op_type.startswith("QLinear") for node in graph.node):
+        return Precision.INT8
+    if any(tensor.data_type in _HALVES for tensor in graph.initializer):
+        return Precision.FP16
+    return Precision.FP32
 
 
 def check_graph(model_path: Path, root: Path) -> frozenset[str]:

@@ -72,6 +72,14 @@ class Manifest(BaseModel):
     """For `classify`."""
     allow_nan: bool = False
     """For `tensor`: take NaN in inputs, as models do that know missing values."""
+    max_batch_rows: int | None = Field(default=None, ge=1)
+    """For `tensor`: most elements in a batch; the worker's limit holds where it is lower."""
+    golden_tolerance: float | None = Field(default=None, ge=0)
+    """
+    How far outputs may be from those of the golden examples, as a share of the largest recorded magnitude.
+
+    When absent: 0.005, or 0.02 for a graph with fp16 weights and 0.1 for a quantized one.
+    """
     license: str | None = None
     """SPDX identifier or name of the weights' licence."""
 
@@ -92,7 +100,12 @@ class Manifest(BaseModel):
 
         Without defaults, since a release that adds a field must not change the digests of the bundles before it.
         """
-        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return json.dumps(
+            self.model_dump(mode="json", exclude_defaults=True),
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "manifest_json") -> Self:

@@ -15,9 +15,12 @@ ModelfleetError
 ├── StateConflictError           the operation does not fit the state of its object
 ├── NotServedHereError           registered, but not on this worker
 ├── ProviderUnavailableError     an execution provider that was asked for is not there
+├── GoldenMismatchError          a version's outputs are not those recorded with it
+├── InsufficientMemoryError      a version does not fit beside what is loaded
 ├── UnavailableError             worth a retry
 │   ├── ModelLoadingError
 │   ├── DrainingError
+│   ├── FatalDeviceError         the device must be started again
 │   ├── ManagerUnreachableError
 │   ├── TokenizerUnreachableError
 │   └── StorageUnreachableError
@@ -58,6 +61,9 @@ class Reason(StrEnum):
     DIGEST_MISMATCH = "DIGEST_MISMATCH"
     SESSION_FAILURE = "SESSION_FAILURE"
     PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
+    GOLDEN_MISMATCH = "GOLDEN_MISMATCH"
+    INSUFFICIENT_MEMORY = "INSUFFICIENT_MEMORY"
+    FATAL_DEVICE = "FATAL_DEVICE"
     STORAGE_FULL = "STORAGE_FULL"
     STORAGE_UNREACHABLE = "STORAGE_UNREACHABLE"
     INTERNAL = "INTERNAL"
@@ -157,6 +163,18 @@ class ProviderUnavailableError(ModelfleetError):
     reason = Reason.PROVIDER_UNAVAILABLE
 
 
+class GoldenMismatchError(ModelfleetError):
+    """A model version's outputs differ from its golden examples by more than is tolerated."""
+
+    reason = Reason.GOLDEN_MISMATCH
+
+
+class InsufficientMemoryError(ModelfleetError):
+    """A model version does not fit into the memory that is left."""
+
+    reason = Reason.INSUFFICIENT_MEMORY
+
+
 class UnavailableError(ModelfleetError):
     """Not now; a retry after `retry_after_s` is worth while."""
 
@@ -173,6 +191,13 @@ class DrainingError(UnavailableError):
     """The server is shutting down."""
 
     reason = Reason.DRAINING
+    retry_after_s = 0.1  # another replica answers at once
+
+
+class FatalDeviceError(UnavailableError):
+    """The device no longer works, and will not before the process is started again."""
+
+    reason = Reason.FATAL_DEVICE
     retry_after_s = 0.1  # another replica answers at once
 
 

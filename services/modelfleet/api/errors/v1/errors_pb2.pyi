@@ -76,6 +76,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with RetryInfo. The manager's database or blob store cannot be reached."""
     ERROR_REASON_ROLLOUT_NOT_FOUND: _ErrorReason.ValueType  # 23
     """NOT_FOUND. There is no rollout of this number."""
+    ERROR_REASON_GOLDEN_MISMATCH: _ErrorReason.ValueType  # 24
+    """FAILED_PRECONDITION. A model version's outputs on this worker differ from its golden examples by more than is
+    tolerated. Also the reason of a version that FAILED.
+    """
+    ERROR_REASON_INSUFFICIENT_MEMORY: _ErrorReason.ValueType  # 25
+    """FAILED_PRECONDITION. A model version does not fit into the memory that is left on this worker. Also the reason of a
+    version that FAILED.
+    """
+    ERROR_REASON_FATAL_DEVICE: _ErrorReason.ValueType  # 26
+    """UNAVAILABLE with RetryInfo. The worker's device no longer works; another replica answers, and this one reports
+    NOT_SERVING until it is started again.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs.
@@ -140,4 +152,16 @@ ERROR_REASON_STORAGE_UNREACHABLE: ErrorReason.ValueType  # 22
 """UNAVAILABLE with RetryInfo. The manager's database or blob store cannot be reached."""
 ERROR_REASON_ROLLOUT_NOT_FOUND: ErrorReason.ValueType  # 23
 """NOT_FOUND. There is no rollout of this number."""
+ERROR_REASON_GOLDEN_MISMATCH: ErrorReason.ValueType  # 24
+"""FAILED_PRECONDITION. A model version's outputs on this worker differ from its golden examples by more than is
+tolerated. Also the reason of a version that FAILED.
+"""
+ERROR_REASON_INSUFFICIENT_MEMORY: ErrorReason.ValueType  # 25
+"""FAILED_PRECONDITION. A model version does not fit into the memory that is left on this worker. Also the reason of a
+version that FAILED.
+"""
+ERROR_REASON_FATAL_DEVICE: ErrorReason.ValueType  # 26
+"""UNAVAILABLE with RetryInfo. The worker's device no longer works; another replica answers, and this one reports
+NOT_SERVING until it is started again.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
