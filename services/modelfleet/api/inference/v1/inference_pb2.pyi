@@ -61,6 +61,38 @@ TASK_TENSOR: Task.ValueType  # 6
 """Raw tensors, through the Open Inference Protocol."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
+class _FinishReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
+    """It goes on."""
+    FINISH_REASON_STOP: _FinishReason.ValueType  # 1
+    """The model ended it."""
+    FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
+    """It has as many tokens as were asked for, or as the context has room for."""
+    FINISH_REASON_STOP_STRING: _FinishReason.ValueType  # 3
+    """One of the request's stop strings appeared."""
+    FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 4
+    """The worker gave it up, such as at its own end."""
+
+class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
+    """Why a continuation ended."""
+
+FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
+"""It goes on."""
+FINISH_REASON_STOP: FinishReason.ValueType  # 1
+"""The model ended it."""
+FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
+"""It has as many tokens as were asked for, or as the context has room for."""
+FINISH_REASON_STOP_STRING: FinishReason.ValueType  # 3
+"""One of the request's stop strings appeared."""
+FINISH_REASON_CANCELLED: FinishReason.ValueType  # 4
+"""The worker gave it up, such as at its own end."""
+Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
+
 @_typing.final
 class TokenIds(_message.Message):
     """Sequences of token ids, special tokens included, in place of texts."""
@@ -734,3 +766,242 @@ class ServedModel(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServedModel: _TypeAlias = ServedModel  # noqa: Y015
+
+@_typing.final
+class GenerateRequest(_message.Message):
+    """A request for generated text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    GUIDANCE_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model reference."""
+    prompt: _builtins.str
+    """Text to continue, at least one character. Exactly one of `prompt`, `messages` and `token_ids` is given."""
+    token_ids: _builtins.bytes
+    """Token ids to continue: packed little-endian int32."""
+    max_tokens: _builtins.int
+    """Most tokens to generate; 0 for what the model's context has room for, but at most the worker's default."""
+    n: _builtins.int
+    """Number of continuations, streamed side by side; 0 for 1."""
+    logprobs: _builtins.bool
+    """Return the log-probability of each token."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_tokenizer_pb2.ChatMessage]:
+        """A conversation to answer, written as a prompt by the model's own template."""
+
+    @_builtins.property
+    def sampling(self) -> Global___Sampling:
+        """How the next token is chosen."""
+
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Generation ends where one of these appears, which is not part of the text. At most 16, none empty."""
+
+    @_builtins.property
+    def guidance(self) -> Global___Guidance:
+        """Holds the text to a grammar."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        messages: _abc.Iterable[_tokenizer_pb2.ChatMessage] | None = ...,
+        token_ids: _builtins.bytes = ...,
+        max_tokens: _builtins.int = ...,
+        sampling: Global___Sampling | None = ...,
+        stop: _abc.Iterable[_builtins.str] | None = ...,
+        n: _builtins.int = ...,
+        guidance: Global___Guidance | None = ...,
+        logprobs: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["guidance", b"guidance", "sampling", b"sampling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guidance", b"guidance", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "model", b"model", "n", b"n", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class Sampling(_message.Message):
+    """How the next token is chosen. What is absent is as the model's own settings say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    """0 always takes the likeliest token; higher is more varied. At most 100."""
+    top_k: _builtins.int
+    """Choose among this many likeliest tokens; 0 for all."""
+    top_p: _builtins.float
+    """Choose among the likeliest tokens that together have this probability, above 0 and at most 1."""
+    seed: _builtins.int
+    """Makes sampling repeatable on the same worker build and device. The n-th continuation uses seed + n - 1."""
+    repetition_penalty: _builtins.float
+    """Divides the scores of tokens that occurred; 1 leaves them. Above 0 and at most 100."""
+    def __init__(
+        self,
+        *,
+        temperature: _builtins.float | None = ...,
+        top_k: _builtins.int | None = ...,
+        top_p: _builtins.float | None = ...,
+        seed: _builtins.int | None = ...,
+        repetition_penalty: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+
+Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
+
+@_typing.final
+class Guidance(_message.Message):
+    """Holds the text to a grammar: the engine lets only tokens through that keep to it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    json_schema: _builtins.str
+    """A JSON schema; the text is a JSON document that it describes, unless `max_tokens` ends it early."""
+    regex: _builtins.str
+    """A regular expression that the whole text matches."""
+    def __init__(
+        self,
+        *,
+        json_schema: _builtins.str = ...,
+        regex: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_grammar: _TypeAlias = _typing.Literal["json_schema", "regex"]  # noqa: Y015
+    _WhichOneofArgType_grammar: _TypeAlias = _typing.Literal["grammar", b"grammar"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_grammar) -> _WhichOneofReturnType_grammar | None: ...
+
+Global___Guidance: _TypeAlias = Guidance  # noqa: Y015
+
+@_typing.final
+class GenerateResponse(_message.Message):
+    """The next piece of one continuation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model that answers."""
+    model_version: _builtins.int
+    """Number of the model version that answers."""
+    index: _builtins.int
+    """Which continuation this belongs to, 0 to n - 1."""
+    text: _builtins.str
+    """Whole characters, to be appended to those before. Text that may turn out to be part of a stop string is held back."""
+    token_ids: _builtins.bytes
+    """Tokens generated since the chunk before: packed little-endian int32."""
+    logprobs: _builtins.bytes
+    """Natural logarithm of the probability of each of these tokens, before sampling options: packed little-endian
+    float32. Empty unless asked for.
+    """
+    finish_reason: Global___FinishReason.ValueType
+    """Set in the last chunk of each continuation."""
+    stop: _builtins.str
+    """The stop string that ended it, if one did."""
+    @_builtins.property
+    def usage(self) -> Global___GenerateUsage:
+        """Set in the last chunk of each continuation."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        model_version: _builtins.int = ...,
+        index: _builtins.int = ...,
+        text: _builtins.str = ...,
+        token_ids: _builtins.bytes = ...,
+        logprobs: _builtins.bytes = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
+        stop: _builtins.str = ...,
+        usage: Global___GenerateUsage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "model", b"model", "model_version", b"model_version", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class GenerateUsage(_message.Message):
+    """What a continuation cost, in tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of the prompt."""
+    cached_prompt_tokens: _builtins.int
+    """Tokens of the prompt whose computation was still there from an earlier request."""
+    generated_tokens: _builtins.int
+    """Tokens generated."""
+    def __init__(
+        self,
+        *,
+        prompt_tokens: _builtins.int = ...,
+        cached_prompt_tokens: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "generated_tokens", b"generated_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateUsage: _TypeAlias = GenerateUsage  # noqa: Y015

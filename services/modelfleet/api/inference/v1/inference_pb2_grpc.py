@@ -66,6 +66,11 @@ class InferenceServiceStub:
                 request_serializer=modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankRequest.SerializeToString,
                 response_deserializer=modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankResponse.FromString,
                 _registered_method=True)
+        self.Generate = channel.unary_stream(
+                '/modelfleet.api.inference.v1.InferenceService/Generate',
+                request_serializer=modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+                _registered_method=True)
         self.ListServedModels = channel.unary_unary(
                 '/modelfleet.api.inference.v1.InferenceService/ListServedModels',
                 request_serializer=modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.ListServedModelsRequest.SerializeToString,
@@ -116,6 +121,16 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Generate(self, request, context):
+        """Continues a prompt or a conversation, streamed as it is generated. For models of the task `generate`.
+
+        A caller that cancels, or whose deadline passes, frees its place within one step of the engine. The model version
+        that a stream began with answers it to its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListServedModels(self, request, context):
         """Lists the model versions that this worker holds, in any state, ordered by name and number.
         """
@@ -145,6 +160,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Rerank,
                     request_deserializer=modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankRequest.FromString,
                     response_serializer=modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankResponse.SerializeToString,
+            ),
+            'Generate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
+                    response_serializer=modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
             ),
             'ListServedModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListServedModels,
@@ -272,6 +292,33 @@ class InferenceService:
             '/modelfleet.api.inference.v1.InferenceService/Rerank',
             modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankRequest.SerializeToString,
             modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelfleet.api.inference.v1.InferenceService/Generate',
+            modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+            modelfleet_dot_api_dot_inference_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,12 @@ class InferenceServiceStub:
     """Finds labelled spans of characters. For models of the task `entities`."""
     Rerank: _grpc.UnaryUnaryMultiCallable[_inference_pb2.RerankRequest, _inference_pb2.RerankResponse]
     """Orders documents by relevance to a query. For models of the task `rerank`."""
+    Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
+    """Continues a prompt or a conversation, streamed as it is generated. For models of the task `generate`.
+
+    A caller that cancels, or whose deadline passes, frees its place within one step of the engine. The model version
+    that a stream began with answers it to its end.
+    """
     ListServedModels: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListServedModelsRequest, _inference_pb2.ListServedModelsResponse]
     """Lists the model versions that this worker holds, in any state, ordered by name and number."""
 
@@ -81,6 +87,12 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Finds labelled spans of characters. For models of the task `entities`."""
     Rerank: _aio.UnaryUnaryMultiCallable[_inference_pb2.RerankRequest, _inference_pb2.RerankResponse]  # type: ignore[assignment]
     """Orders documents by relevance to a query. For models of the task `rerank`."""
+    Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
+    """Continues a prompt or a conversation, streamed as it is generated. For models of the task `generate`.
+
+    A caller that cancels, or whose deadline passes, frees its place within one step of the engine. The model version
+    that a stream began with answers it to its end.
+    """
     ListServedModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListServedModelsRequest, _inference_pb2.ListServedModelsResponse]  # type: ignore[assignment]
     """Lists the model versions that this worker holds, in any state, ordered by name and number."""
 
@@ -130,6 +142,18 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.RerankResponse, _abc.Awaitable[_inference_pb2.RerankResponse]]:
         """Orders documents by relevance to a query. For models of the task `rerank`."""
+
+    @_abc_1.abstractmethod
+    def Generate(
+        self,
+        request: _inference_pb2.GenerateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
+        """Continues a prompt or a conversation, streamed as it is generated. For models of the task `generate`.
+
+        A caller that cancels, or whose deadline passes, frees its place within one step of the engine. The model version
+        that a stream began with answers it to its end.
+        """
 
     @_abc_1.abstractmethod
     def ListServedModels(

@@ -52,6 +52,11 @@ class TokenizerServiceStub:
                 request_serializer=modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.DetokenizeRequest.SerializeToString,
                 response_deserializer=modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.DetokenizeResponse.FromString,
                 _registered_method=True)
+        self.RenderChat = channel.unary_unary(
+                '/modelfleet.api.tokenizer.v1.TokenizerService/RenderChat',
+                request_serializer=modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.RenderChatRequest.SerializeToString,
+                response_deserializer=modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.RenderChatResponse.FromString,
+                _registered_method=True)
         self.GetTokenizer = channel.unary_unary(
                 '/modelfleet.api.tokenizer.v1.TokenizerService/GetTokenizer',
                 request_serializer=modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.GetTokenizerRequest.SerializeToString,
@@ -84,6 +89,13 @@ class TokenizerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenderChat(self, request, context):
+        """Writes chat messages as the one prompt that a model was trained on, with the model's own template.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTokenizer(self, request, context):
         """Describes a tokenizer, named by digest or through a model.
         """
@@ -103,6 +115,11 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
                     servicer.Detokenize,
                     request_deserializer=modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.DetokenizeRequest.FromString,
                     response_serializer=modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'RenderChat': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenderChat,
+                    request_deserializer=modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.RenderChatRequest.FromString,
+                    response_serializer=modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.RenderChatResponse.SerializeToString,
             ),
             'GetTokenizer': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTokenizer,
@@ -172,6 +189,33 @@ class TokenizerService:
             '/modelfleet.api.tokenizer.v1.TokenizerService/Detokenize',
             modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.DetokenizeRequest.SerializeToString,
             modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderChat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelfleet.api.tokenizer.v1.TokenizerService/RenderChat',
+            modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.RenderChatRequest.SerializeToString,
+            modelfleet_dot_api_dot_tokenizer_dot_v1_dot_tokenizer__pb2.RenderChatResponse.FromString,
             options,
             channel_credentials,
             insecure,

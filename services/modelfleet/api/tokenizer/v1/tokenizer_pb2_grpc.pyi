@@ -45,6 +45,8 @@ class TokenizerServiceStub:
     """Encodes texts, or pairs of texts, cut or windowed to a number of tokens."""
     Detokenize: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.DetokenizeRequest, _tokenizer_pb2.DetokenizeResponse]
     """Decodes sequences of token ids into texts."""
+    RenderChat: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.RenderChatRequest, _tokenizer_pb2.RenderChatResponse]
+    """Writes chat messages as the one prompt that a model was trained on, with the model's own template."""
     GetTokenizer: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.GetTokenizerRequest, _tokenizer_pb2.GetTokenizerResponse]
     """Describes a tokenizer, named by digest or through a model."""
 
@@ -65,6 +67,8 @@ class TokenizerServiceAsyncStub(TokenizerServiceStub):
     """Encodes texts, or pairs of texts, cut or windowed to a number of tokens."""
     Detokenize: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.DetokenizeRequest, _tokenizer_pb2.DetokenizeResponse]  # type: ignore[assignment]
     """Decodes sequences of token ids into texts."""
+    RenderChat: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.RenderChatRequest, _tokenizer_pb2.RenderChatResponse]  # type: ignore[assignment]
+    """Writes chat messages as the one prompt that a model was trained on, with the model's own template."""
     GetTokenizer: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.GetTokenizerRequest, _tokenizer_pb2.GetTokenizerResponse]  # type: ignore[assignment]
     """Describes a tokenizer, named by digest or through a model."""
 
@@ -94,6 +98,14 @@ class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tokenizer_pb2.DetokenizeResponse, _abc.Awaitable[_tokenizer_pb2.DetokenizeResponse]]:
         """Decodes sequences of token ids into texts."""
+
+    @_abc_1.abstractmethod
+    def RenderChat(
+        self,
+        request: _tokenizer_pb2.RenderChatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tokenizer_pb2.RenderChatResponse, _abc.Awaitable[_tokenizer_pb2.RenderChatResponse]]:
+        """Writes chat messages as the one prompt that a model was trained on, with the model's own template."""
 
     @_abc_1.abstractmethod
     def GetTokenizer(
