@@ -12,7 +12,7 @@ from modelfleet.runtime.errors import InvalidInputError, OverloadedError
 # Enough for full batches, and little enough that several parts fit a worker's queue, that each part's answer fits a
 # message of gRPC's default size, and that each part has a deadline of its own.
 MAX_ITEMS = 256
-MAX_BYTES = 128 << 10
+MAX_BYTES = 64 << 10
 # Room for the rest of the message. Servers may take less, and say so.
 MAX_TEXT_BYTES = DEFAULT_MAX_MESSAGE_BYTES // 2
 
