@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from modelfleet.client.channel import open_async_channel
-from modelfleet.runtime.server import Server
+from modelfleet.runtime.server import LIVENESS, READINESS, Server
 from modelfleet.runtime.settings import ServerSettings
 
 SERVICE = "modelfleet.api.manager.v1.ModelService"
@@ -66,6 +66,37 @@ async def test_a_drain_does_not_wait_for_watchers() -> None:
             await server.drain()
 
         assert await watch.read() is grpc.aio.EOF
+
+
+async def status(server: Server, service: str) -> int:
+    async with plain_channel(server) as channel:
+        return (await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))).status
+
+
+async def test_a_server_is_alive_before_it_is_ready_and_while_it_drains() -> None:
+    server = Server(ServerSettings(host="127.0.0.1", drain_delay_s=1, drain_timeout_s=2), [SERVICE])
+    await server.start()
+    assert (await status(server, READINESS), await status(server, LIVENESS)) == (NOT_SERVING, SERVING)
+    await server.set_serving(serving=True)
+    assert (await status(server, READINESS), await status(server, LIVENESS)) == (SERVING, SERVING)
+
+    draining = asyncio.create_task(server.drain())
+    async with plain_channel(server) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=READINESS))
+        while (await watch.read()).status != NOT_SERVING:
+            pass
+
+    assert await status(server, LIVENESS) == SERVING
+    await draining
+
+
+async def test_a_server_that_failed_is_neither_ready_nor_alive_ever_again(server: Server) -> None:
+    await server.set_serving(serving=True)
+
+    await server.fail()
+    await server.set_serving(serving=True)
+
+    assert [await status(server, service) for service in (READINESS, SERVICE, LIVENESS)] == [NOT_SERVING] * 3
 
 
 async def test_an_unknown_service_is_not_found(server: Server) -> None:

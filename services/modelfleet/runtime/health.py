@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Health(health.aio.HealthServicer):  # type: ignore[misc]  # ships no hints
-    """Answers Check and Watch; `set` and `enter_graceful_shutdown` are those of grpcio-health-checking."""
+    """Answers Check and Watch; `set` is that of grpcio-health-checking."""
 
     def __init__(self) -> None:
         super().__init__()

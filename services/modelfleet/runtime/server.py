@@ -18,18 +18,25 @@ from modelfleet.runtime.settings import ServerSettings
 
 _log = structlog.get_logger()
 
+READINESS = ""
+"""The service of grpc.health.v1 that says whether to send requests here; NOT_SERVING from the start of a drain."""
+LIVENESS = "liveness"
+"""The service of grpc.health.v1 that says whether the process is worth keeping; SERVING also while it drains."""
+
 
 class Server:
     """
     A gRPC server on its way from NOT_SERVING to SERVING and back.
 
-    Register servicers on `grpc`, then `start()`; call `set_serving(True)` once requests would be answered.
-    `services` are the full names that health and reflection tell of, besides the overall health "".
+    Register servicers on `grpc`, then `start()`; call `set_serving(True)` once requests would be answered and `fail()`
+    when none ever will be again. `services` are the full names that health and reflection tell of, besides READINESS
+    and LIVENESS.
     """
 
     def __init__(self, settings: ServerSettings, services: Sequence[str]) -> None:
         self._settings = settings
-        self._services = ("", *services)
+        self._services = (READINESS, *services)
+        self._ending = False
         self._admission = Admission(settings.max_concurrent_calls)
         self._health = Health()
         self.grpc = grpc.aio.server(interceptors=[CallInterceptor(self._admission)], options=_options(settings))
@@ -38,8 +45,9 @@ class Server:
         self.port = 0
 
     async def start(self) -> None:
-        """Listen. Health says NOT_SERVING until told otherwise. Raises OSError when the port is taken."""
+        """Listen, alive and NOT_SERVING until told otherwise. Raises OSError when the port is taken."""
         await self.set_serving(serving=False)
+        await self._health.set(LIVENESS, _status(serving=True))
         address = f"{self._settings.host}:{self._settings.port}"
         try:
             self.port = self.grpc.add_insecure_port(address)
@@ -49,20 +57,31 @@ class Server:
         _log.info("listening", port=self.port)
 
     async def set_serving(self, *, serving: bool) -> None:
-        """Tell health's watchers, overall and for each service."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in self._services:
-            await self._health.set(service, status)
+        """Tell health's watchers, overall and for each service. After a drain or a failure nothing changes."""
+        if not self._ending:
+            for service in self._services:
+                await self._health.set(service, _status(serving=serving))
+
+    async def fail(self) -> None:
+        """Say NOT_SERVING for good, as LIVENESS too: whatever supervises this process is to start it again."""
+        await self.set_serving(serving=False)
+        self._ending = True
+        await self._health.set(LIVENESS, _status(serving=False))
 
     async def drain(self) -> None:
         """Say NOT_SERVING, refuse new calls, let running calls finish, stop. In that order."""
         _log.info("draining", delay_s=self._settings.drain_delay_s, timeout_s=self._settings.drain_timeout_s)
-        await self._health.enter_graceful_shutdown()
+        await self.set_serving(serving=False)
+        self._ending = True
         await asyncio.sleep(self._settings.drain_delay_s)  # a pause that is asked for, not a wait for something
         self._admission.draining = True
         self._health.end_watches()
         await self.grpc.stop(self._settings.drain_timeout_s)
         _log.info("stopped")
+
+
+def _status(*, serving: bool) -> "health_pb2.HealthCheckResponse.ServingStatus":
+    return health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, Any]]:
