@@ -48,7 +48,8 @@ class Bundle:
         if len(set(paths)) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
             raise InvalidBundleError(f"The bundle has {twice!r} twice. Give each file once.", field="files")
-        for role, path in (("model", self.manifest.model), ("tokenizer", self.manifest.tokenizer)):
+        named = {name: getattr(self.manifest, name) for name in ("model", "tokenizer", "chat_template")}
+        for role, path in named.items():
             if path is not None and path not in paths:
                 raise InvalidBundleError(
                     f"The manifest's {role} is {path!r}, which is not a file of the bundle. "
@@ -60,7 +61,12 @@ class Bundle:
     @property
     def tokenizer_digest(self) -> str | None:
         """SHA-256 of `tokenizer.json`, by which the tokenizer service knows it."""
-        return next((file.sha256 for file in self.files if file.path == self.manifest.tokenizer), None)
+        return self._digest_of(self.manifest.tokenizer)
+
+    @property
+    def chat_template_digest(self) -> str | None:
+        """SHA-256 of the file that holds the chat template, by which the tokenizer service knows it."""
+        return self._digest_of(self.manifest.chat_template)
 
     @property
     def golden(self) -> str | None:
@@ -71,6 +77,9 @@ class Bundle:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
+
+    def _digest_of(self, path: str | None) -> str | None:
+        return next((file.sha256 for file in self.files if file.path == path), None)
 
 
 def _digest(files: Iterable[BundleFile], manifest: Manifest) -> str:

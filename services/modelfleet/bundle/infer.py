@@ -13,6 +13,8 @@ Config: TypeAlias = Mapping[str, Any]
 
 GENAI_FILE = "genai_config.json"
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 # By the end of a class name of the transformers library, the first that fits.
 _TASKS = MappingProxyType(
@@ -120,8 +122,26 @@ def _genai(root: Path) -> Config:
 
 def _generation(root: Path) -> dict[str, object]:
     model = _genai(root)
-    found = {"max_tokens": model.get("context_length"), "pad_token_id": model.get("pad_token_id")}
-    return {name: value for name, value in found.items() if isinstance(value, int)}
+    found = {
+        "max_tokens": model.get("context_length"),
+        "vocabulary_size": model.get("vocab_size"),
+        "pad_token_id": model.get("pad_token_id"),
+    }
+    numbers: dict[str, object] = {name: value for name, value in found.items() if isinstance(value, int)}
+    return numbers | {"chat_template": _chat_template(root), "special_tokens": _special_tokens(root)}
+
+
+def _chat_template(root: Path) -> str | None:
+    if (root / CHAT_TEMPLATE_FILE).is_file():
+        return CHAT_TEMPLATE_FILE
+    return TOKENIZER_CONFIG_FILE if _read(root, TOKENIZER_CONFIG_FILE).get("chat_template") else None
+
+
+def _special_tokens(root: Path) -> dict[str, str]:
+    """Return what templates call `bos_token` and so on; a token is a string, or an object with its `content`."""
+    given = {key: value for key, value in _read(root, TOKENIZER_CONFIG_FILE).items() if key.endswith("_token")}
+    contents = {key: value.get("content") if isinstance(value, dict) else value for key, value in given.items()}
+    return {key: value for key, value in contents.items() if isinstance(value, str)}
 
 
 def _text(root: Path, config: Config) -> dict[str, object]:
@@ -142,7 +162,7 @@ def _max_tokens(root: Path, config: Config) -> int | None:
     limits = (
         positions,
         _read(root, "sentence_bert_config.json").get("max_seq_length"),
-        _read(root, "tokenizer_config.json").get("model_max_length"),
+        _read(root, TOKENIZER_CONFIG_FILE).get("model_max_length"),
     )
     return min((limit for limit in limits if isinstance(limit, int) and 0 < limit < _SANE_MAX_TOKENS), default=None)
 

@@ -1,6 +1,7 @@
 """The manifest: what a bundle's files are for. `modelfleet.yaml` on disk, JSON on the wire."""
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Self
 
@@ -80,6 +81,12 @@ class Manifest(BaseModel):
 
     When absent: 0.005, or 0.02 for a graph with fp16 weights and 0.1 for a quantized one.
     """
+    chat_template: str | None = None
+    """For `generate`: path of the Jinja template, or of the `tokenizer_config.json` that has it."""
+    special_tokens: Mapping[str, str] = Field(default_factory=dict)
+    """For `generate`: what the chat template calls by name, such as `bos_token`."""
+    max_streams: int | None = Field(default=None, ge=1)
+    """For `generate`: most continuations at once on one worker; the worker's setting when absent."""
     license: str | None = None
     """SPDX identifier or name of the weights' licence."""
 
