@@ -9,7 +9,7 @@ ARGS ?=
 PROTO_BASE = $(shell git diff --quiet main HEAD 2>/dev/null && git rev-parse HEAD~1 || git rev-parse main)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test postgres test-fast lint proto proto-check bench soak format clean
+.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check bench soak format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,7 +25,7 @@ demo: $(STAMP) ## Start the three services, push the sample model, send requests
 up: $(STAMP) ## Start the three services and serve until Ctrl-C
 	$(BIN)/modelfleet up $(ARGS)
 
-test: lint proto-check postgres ## Everything that CI checks
+test: lint proto-check chart-check postgres ## Everything that CI checks
 	$(BIN)/pytest $(ARGS)
 
 # For the tests of the manager's database, which start a server of their own; they are skipped where this cannot be.
@@ -63,6 +63,12 @@ define generate
 	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=protos \
 	  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
 endef
+
+chart: $(STAMP) ## Write the chart's schema and README from the comments of its values
+	$(BIN)/python deploy/helm/document.py
+
+chart-check: $(STAMP)
+	$(BIN)/python deploy/helm/document.py --check
 
 bench: $(STAMP) ## Measure against a bare ONNX Runtime loop; JSON=FILE also writes the figures
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[export]'

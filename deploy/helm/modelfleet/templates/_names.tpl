@@ -1,0 +1,62 @@
+{{/* Names, labels, addresses. */}}
+
+{{- define "modelfleet.fullname" -}}
+{{- $chart := default .Chart.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}{{ .Values.fullnameOverride }}
+{{- else if contains $chart .Release.Name -}}{{ .Release.Name }}
+{{- else -}}{{ .Release.Name }}-{{ $chart }}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels that selectors use; they never change, since a Deployment's selector cannot. Takes root, component, pool. */}}
+{{- define "modelfleet.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- with .pool }}
+modelfleet.dev/pool: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "modelfleet.labels" -}}
+{{ include "modelfleet.selectorLabels" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+app.kubernetes.io/part-of: modelfleet
+helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Labels of pods: without the chart's version, so that an upgrade restarts only pods that change. */}}
+{{- define "modelfleet.podLabels" -}}
+{{ include "modelfleet.selectorLabels" . }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Takes root, component. */}}
+{{- define "modelfleet.serviceAccountName" -}}
+{{- $account := (index .root.Values .component).serviceAccount -}}
+{{- $made := printf "%s-%s" (include "modelfleet.fullname" .root) .component -}}
+{{- ternary (default $made $account.name) (default "default" $account.name) $account.create -}}
+{{- end -}}
+
+{{/* A target that balances over all ready pods of a service. Takes root, component, port. */}}
+{{- define "modelfleet.target" -}}
+dns:///{{ include "modelfleet.fullname" .root }}-{{ .component }}-headless.{{ .root.Release.Namespace }}.svc:{{ .port }}
+{{- end -}}
+
+{{/* Takes root, service (the image's name), image (the component's overrides), gpu. */}}
+{{- define "modelfleet.image" -}}
+{{- $common := .root.Values.image -}}
+{{- $registry := ternary (printf "%s/" (trimSuffix "/" $common.registry)) "" (not (empty $common.registry)) -}}
+{{- $repository := default (printf "%s%s/%s" $registry $common.repository .service) .image.repository -}}
+{{- if .image.digest -}}{{ $repository }}@{{ .image.digest }}
+{{- else -}}
+{{- $tag := printf "%s%s" (default .root.Chart.AppVersion $common.tag) (ternary "-gpu" "" (default false .gpu)) -}}
+{{ $repository }}:{{ default $tag .image.tag }}
+{{- end -}}
+{{- end -}}
