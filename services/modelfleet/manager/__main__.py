@@ -11,7 +11,8 @@ from pydantic import Field
 from modelfleet.api.manager.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from modelfleet.api.manager.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from modelfleet.manager.assignments import Assignments
-from modelfleet.manager.blobs import Blobs, open_store
+from modelfleet.manager.blob_store import BlobStore
+from modelfleet.manager.blobs import Blobs
 from modelfleet.manager.metrics import ManagerCollector
 from modelfleet.manager.registry import Registry
 from modelfleet.manager.servicers.model_servicer import ModelServicer
@@ -57,8 +58,9 @@ async def managing(settings: Settings) -> AsyncIterator[Server]:
     """Serve until the block ends, then drain."""
     database = Database(settings.database)
     await asyncio.to_thread(database.migrate)
-    blobs = Blobs(await asyncio.to_thread(open_store, settings.blobs), database)
-    await asyncio.to_thread(blobs.sweep)
+    store = await asyncio.to_thread(BlobStore, settings.blobs)
+    await asyncio.to_thread(store.sweep)
+    blobs = Blobs(store, database)
     workers = Workers(settings.worker_ttl_s)
     collector = ManagerCollector(database, workers)
     async with Assignments(database) as assignments:

@@ -8,9 +8,10 @@ from hashlib import sha256 as sha256_of
 
 from modelfleet.bundle.bundle import Bundle
 from modelfleet.bundle.reference import check_alias_name, check_model_name
-from modelfleet.manager.blobs import PIECE_BYTES, Blobs
+from modelfleet.manager.blob_store import PIECE_BYTES
+from modelfleet.manager.blobs import Blobs
 from modelfleet.manager.registry import Registration, Registry
-from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError
+from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, StateConflictError
 
 _EMPTY_SHA256 = sha256_of(b"").hexdigest()
 
@@ -62,7 +63,16 @@ class Uploads:
             async with aclosing(pieces(current)) as blob:
                 await self._blobs.write(current, sizes[current], blob)
             finished.add(current)
+        await self._check_stored(bundle, sizes)
         return await asyncio.to_thread(self._registry.register, model, bundle, alias)
+
+    async def _check_stored(self, bundle: Bundle, sizes: Mapping[str, int]) -> None:
+        if missing := set(await self._blobs.find_lost(sizes)):
+            path, sha256 = next((file.path, file.sha256) for file in bundle.files if file.sha256 in missing)
+            raise StateConflictError(
+                f"The blob of {path!r}, {sha256}, is neither stored nor was it sent. "
+                "Ask FindMissingBlobs what to send and push again."
+            )
 
 
 def _sizes(bundle: Bundle) -> Mapping[str, int]:

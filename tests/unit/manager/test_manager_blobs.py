@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from modelfleet.manager.blobs import Blobs, open_store
+from modelfleet.manager.blob_store import BlobStore
+from modelfleet.manager.blobs import Blobs
 from modelfleet.manager.store.database import Database
 from modelfleet.runtime.errors import BlobNotFoundError, DigestMismatchError, InvalidInputError
 
@@ -19,7 +20,7 @@ pieces_of_bytes = st.lists(st.binary(max_size=200), max_size=8)
 
 @pytest.fixture
 def blobs(tmp_path: Path, database: Database) -> Blobs:
-    return Blobs(open_store((tmp_path / "blobs").as_uri()), database)
+    return Blobs(BlobStore((tmp_path / "blobs").as_uri()), database)
 
 
 def stored(root: Path) -> list[Path]:
@@ -130,6 +131,6 @@ async def test_sweep_deletes_what_killed_writers_left_long_ago_and_nothing_else(
     for path in (old, blob):
         os.utime(path, (two_hours_ago, two_hours_ago))
 
-    blobs.sweep()
+    BlobStore((tmp_path / "blobs").as_uri()).sweep()
 
     assert set(stored(tmp_path)) == {blob, fresh}
