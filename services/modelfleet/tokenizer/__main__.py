@@ -12,6 +12,7 @@ from modelfleet.client.channel import open_async_channel
 from modelfleet.runtime.cpus import available_cpus
 from modelfleet.runtime.server import Server, run, until_signalled
 from modelfleet.runtime.settings import ServerSettings, read_settings
+from modelfleet.tokenizer.chats import Chats
 from modelfleet.tokenizer.disk_cache import DiskCache
 from modelfleet.tokenizer.encoding_threads import EncodingThreads
 from modelfleet.tokenizer.limits import Limits
@@ -47,6 +48,8 @@ class Settings(ServerSettings):
     """Largest text, in bytes of UTF-8."""
     max_tokenizer_bytes: int = Field(default=128 << 20, ge=1)
     """Largest `tokenizer.json`."""
+    chat_timeout_s: float = Field(default=1, gt=0)
+    """Longest time that a model's chat template may take; one that took longer is refused from then on."""
 
 
 @asynccontextmanager
@@ -58,10 +61,14 @@ async def tokenizing(settings: Settings) -> AsyncIterator[Server]:
     async with open_async_channel(settings.manager, retry=False) as channel:
         manager = ManagerClient(channel, timeout_s=settings.manager_timeout_s, max_bytes=settings.max_tokenizer_bytes)
         store = TokenizerStore(manager.fetch, disk, settings.cached_tokenizers)
+        chats = Chats(store.content, settings.chat_timeout_s)
         server = Server(settings, SERVICES)
-        tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(
-            TokenizerServicer(store, threads, limits, manager.tokenizer_digest), server.grpc
+        servicer = TokenizerServicer(
+            *(store, threads, limits, chats),
+            tokenizer_digest=manager.tokenizer_digest,
+            chat_template=manager.chat_template,
         )
+        tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server.grpc)
         await server.start()
         # Ready without the manager: what is cached can be served, and the rest says UNAVAILABLE.
         await server.set_serving(serving=True)
@@ -70,6 +77,7 @@ async def tokenizing(settings: Settings) -> AsyncIterator[Server]:
         finally:
             await server.drain()
             threads.close()
+            await chats.close()
 
 
 async def serve(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import grpc
@@ -63,6 +64,25 @@ class ManagerClient:
 
         Raises the manager's NotFoundError, TokenizerNotFoundError where the model has none, ManagerUnreachableError.
         """
+        name, bundle = await self._bundle(reference)
+        if bundle.tokenizer_digest is None:
+            raise TokenizerNotFoundError(f"Model {name} has no tokenizer; it takes tensors.", field="model")
+        return bundle.tokenizer_digest
+
+    async def chat_template(self, reference: ModelReference) -> tuple[str, Mapping[str, str]]:
+        """
+        Return the digest of the file with a model version's chat template, and what the template calls by name.
+
+        Raises the manager's NotFoundError, TokenizerNotFoundError where the model has none, ManagerUnreachableError.
+        """
+        name, bundle = await self._bundle(reference)
+        if bundle.chat_template_digest is None:
+            raise TokenizerNotFoundError(
+                f"Model {name} has no chat template. Send it a prompt instead of messages.", field="model"
+            )
+        return bundle.chat_template_digest, bundle.manifest.special_tokens
+
+    async def _bundle(self, reference: ModelReference) -> tuple[str, Bundle]:
         request = model_service_pb2.GetModelVersionRequest(model=str(reference))
         try:
             response = await self._manager.GetModelVersion(
@@ -72,12 +92,7 @@ class ManagerClient:
             raise _translated(error) from error
         version = response.model_version
         files = tuple(BundleFile(file.path, file.sha256, file.size) for file in version.files)
-        digest = Bundle(files, Manifest.from_json(version.manifest_json)).tokenizer_digest
-        if digest is None:
-            raise TokenizerNotFoundError(
-                f"Model {version.model}@{version.model_version} has no tokenizer; it takes tensors.", field="model"
-            )
-        return digest
+        return f"{version.model}@{version.model_version}", Bundle(files, Manifest.from_json(version.manifest_json))
 
 
 def _translated(error: grpc.RpcError, digest: str = "") -> ModelfleetError:

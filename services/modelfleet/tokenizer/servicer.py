@@ -1,6 +1,6 @@
 """TokenizerService: protobuf in, protobuf out."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from modelfleet.bundle.reference import ModelReference
 from modelfleet.runtime.errors import InvalidInputError
 from modelfleet.runtime.interceptors import Context
 from modelfleet.tokenizer import metrics
+from modelfleet.tokenizer.chats import Chats, Message
 from modelfleet.tokenizer.cutting import Truncation
 from modelfleet.tokenizer.encoder import EncodingOptions, Int32s
 from modelfleet.tokenizer.encoding_threads import EncodingThreads
@@ -27,19 +28,29 @@ _WAIT_SHARE = 0.9
 
 
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
-    """Translates. `tokenizer_digest` returns the digest of a model's tokenizer."""
+    """
+    Translates.
+
+    `tokenizer_digest` returns the digest of a model's tokenizer, `chat_template` that of its template with what the
+    template calls by name.
+    """
 
     def __init__(
         self,
         store: TokenizerStore,
         threads: EncodingThreads,
         limits: Limits,
+        chats: Chats,
+        *,
         tokenizer_digest: Callable[[ModelReference], Awaitable[str]],
+        chat_template: Callable[[ModelReference], Awaitable[tuple[str, Mapping[str, str]]]],
     ) -> None:
         self._store = store
         self._threads = threads
         self._limits = limits
+        self._chats = chats
         self._tokenizer_digest = tokenizer_digest
+        self._chat_template = chat_template
 
     async def Tokenize(
         self, request: tokenizer_pb2.TokenizeRequest, context: Context
@@ -71,6 +82,23 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         tokenizer = await self._loaded(request.tokenizer_digest, context)
         texts = await self._threads.decode(tokenizer, ids, lengths, keep_special_tokens=request.keep_special_tokens)
         return tokenizer_pb2.DetokenizeResponse(texts=texts)
+
+    async def RenderChat(
+        self, request: tokenizer_pb2.RenderChatRequest, context: Context
+    ) -> tokenizer_pb2.RenderChatResponse:
+        """Write messages as a prompt."""
+        del context
+        tokens: Mapping[str, str] = dict(request.special_tokens)
+        match request.WhichOneof("template"):
+            case "template_digest":
+                digest = request.template_digest
+            case "model":
+                digest, tokens = await self._chat_template(ModelReference.parse(request.model))
+            case _:
+                raise InvalidInputError("Nothing names the template. Give template_digest or model.")
+        messages = [Message(message.role, message.content) for message in request.messages]
+        text = await self._chats.render(digest, messages, tokens, open_answer=not request.no_generation_prompt)
+        return tokenizer_pb2.RenderChatResponse(text=text)
 
     async def GetTokenizer(
         self, request: tokenizer_pb2.GetTokenizerRequest, context: Context

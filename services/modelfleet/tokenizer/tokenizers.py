@@ -81,10 +81,7 @@ class TokenizerStore:
         return loading.result()
 
     def _start(self, digest: str) -> asyncio.Task[LoadedTokenizer]:
-        try:
-            check_sha256(digest)
-        except InvalidBundleError as error:
-            raise InvalidInputError(error.message, field="tokenizer_digest") from None
+        _check_digest(digest)
         loading = self._loading[digest] = asyncio.create_task(self._load(digest))
         loading.add_done_callback(lambda done: self._finish(digest, done))
         return loading
@@ -99,18 +96,34 @@ class TokenizerStore:
             forgotten, _ = self._loaded.popitem(last=False)
             _log.info("tokenizer left memory", digest=forgotten)
 
-    async def _load(self, digest: str) -> LoadedTokenizer:
-        source = "disk"
+    async def content(self, digest: str) -> bytes:
+        """Return a verified file, such as a chat template. Raises as `get` does."""
+        _check_digest(digest)
+        content, _ = await self._content(digest)
+        return content
+
+    async def _content(self, digest: str) -> tuple[bytes, str]:
         content = await asyncio.to_thread(self._disk.read, digest)
-        if content is None:
-            source = "manager"
-            content = await self._fetch(digest)
-            await asyncio.to_thread(check_content, digest, content)
-            await asyncio.to_thread(self._disk.write, digest, content)
+        if content is not None:
+            return content, "disk"
+        content = await self._fetch(digest)
+        await asyncio.to_thread(check_content, digest, content)
+        await asyncio.to_thread(self._disk.write, digest, content)
+        return content, "manager"
+
+    async def _load(self, digest: str) -> LoadedTokenizer:
+        content, source = await self._content(digest)
         loaded = await asyncio.to_thread(load_tokenizer, digest, content)
         metrics.LOADS.labels(source).inc()
         _log.info("tokenizer loaded", digest=digest, source=source, vocabulary_size=loaded.vocabulary_size)
         return loaded
+
+
+def _check_digest(digest: str) -> None:
+    try:
+        check_sha256(digest)
+    except InvalidBundleError as error:
+        raise InvalidInputError(error.message, field="tokenizer_digest") from None
 
 
 def load_tokenizer(digest: str, content: bytes) -> LoadedTokenizer:

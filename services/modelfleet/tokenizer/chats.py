@@ -1,0 +1,202 @@
+"""From chat messages to the prompt that a model was trained on, by its own template, within bounds."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, SessionFailureError
+
+_log = structlog.get_logger()
+
+ROLES = ("system", "user", "assistant", "tool")
+
+_KEPT_TEMPLATES = 64
+_MOST_TEMPLATE_BYTES = 1 << 20
+_MOST_ANSWER_BYTES = 32 << 20
+_START_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A Jinja template, and what it calls by name besides the messages."""
+
+    source: str
+    special_tokens: Mapping[str, str]
+
+
+def parse_template(digest: str, content: bytes) -> ChatTemplate:
+    """
+    Read a template's file: Jinja itself, or a `tokenizer_config.json` that holds it.
+
+    Raises InvalidBundleError for a file that is neither.
+    """
+    if len(content) > _MOST_TEMPLATE_BYTES:
+        raise InvalidBundleError(f"The chat template {digest} has {len(content)} bytes, more than a megabyte.")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidBundleError(f"The chat template {digest} is not UTF-8 at byte {error.start}.") from error
+    try:
+        config = json.loads(text)
+    except ValueError:
+        return ChatTemplate(text, {})
+    template = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(template, list):  # several by name
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if not isinstance(template, str):
+        raise InvalidBundleError(f"The file {digest} has no chat_template. Add one to the model and push it again.")
+    tokens = {key: value for key, value in config.items() if key.endswith("_token") and isinstance(value, str)}
+    return ChatTemplate(template, tokens)
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise InvalidInputError for no messages and for roles that are none."""
+    if not messages:
+        raise InvalidInputError("messages is empty. Give at least one.", field="messages")
+    for index, message in enumerate(messages):
+        if message.role not in ROLES:
+            raise InvalidInputError(
+                f"messages[{index}].role is {message.role!r}. Use one of {', '.join(ROLES)}.", field="messages"
+            )
+
+
+class Chats:
+    """
+    Renders templates, which `fetch` returns by digest, in a process of their own; `timeout_s` bounds each rendering.
+
+    A template that was not done in time is refused from then on, so that it costs this once.
+    """
+
+    def __init__(self, fetch: Callable[[str], Awaitable[bytes]], timeout_s: float = 1.0) -> None:
+        self._fetch = fetch
+        self._timeout_s = timeout_s
+        self._templates: OrderedDict[str, ChatTemplate] = OrderedDict()
+        self._endless: set[str] = set()
+        self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+
+    async def render(
+        self, digest: str, messages: Sequence[Message], special_tokens: Mapping[str, str], *, open_answer: bool
+    ) -> str:
+        """
+        Return the prompt; `open_answer` ends it with the beginning of the assistant's turn.
+
+        Raises InvalidInputError when the template refuses the messages, and InvalidBundleError when it fails.
+        """
+        check_messages(messages)
+        template = await self._template(digest)
+        values = {
+            **template.special_tokens,
+            **special_tokens,
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "add_generation_prompt": open_answer,
+        }
+        async with self._turn:
+            answer = await self._ask(digest, {"template": template.source, "values": values})
+        if "refused" in answer:
+            raise InvalidInputError(
+                f"The model's chat template refuses these messages: {answer['refused']}", field="messages"
+            )
+        if "broken" in answer:
+            raise InvalidBundleError(
+                f"The model's chat template {digest} fails: {answer['broken']}. Correct it and push the model again."
+            )
+        return answer["text"]
+
+    async def close(self) -> None:
+        """End the process."""
+        if self._process:
+            await self._kill(self._process)
+
+    async def _template(self, digest: str) -> ChatTemplate:
+        if digest in self._endless:
+            raise self._endless_error(digest)
+        if digest not in self._templates:
+            self._templates[digest] = parse_template(digest, await self._fetch(digest))
+            if len(self._templates) > _KEPT_TEMPLATES:
+                self._templates.popitem(last=False)
+        self._templates.move_to_end(digest)
+        return self._templates[digest]
+
+    async def _ask(self, digest: str, request: Mapping[str, Any]) -> dict[str, str]:
+        if digest in self._endless:  # found while this one waited for its turn
+            raise self._endless_error(digest)
+        process = await self._started()
+        assert process.stdin
+        assert process.stdout
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                await process.stdin.drain()
+                line = await process.stdout.readline()
+        except TimeoutError:
+            _log.warning("a chat template was not done in time", digest=digest, timeout_s=self._timeout_s)
+            self._endless.add(digest)
+            await self._kill(process)
+            raise self._endless_error(digest) from None
+        except ValueError:
+            await self._kill(process)
+            raise InvalidInputError(
+                f"The prompt of these messages has more than {_MOST_ANSWER_BYTES} bytes. Send fewer.", field="messages"
+            ) from None
+        except BaseException:  # a caller that left in the middle would leave its answer to the next
+            await self._kill(process)
+            raise
+        if not line:
+            await self._kill(process)
+            raise InvalidBundleError(f"The model's chat template {digest} ended the process that renders it.")
+        answer: dict[str, str] = json.loads(line)
+        return answer
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "modelfleet.tokenizer.chat_renderer"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_MOST_ANSWER_BYTES,
+            )
+            await self._warm(self._process)
+        return self._process
+
+    async def _warm(self, process: asyncio.subprocess.Process) -> None:
+        """Let the interpreter start before a template's time runs."""
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b'{"template": "", "values": {}}\n')
+        try:
+            async with asyncio.timeout(_START_S):
+                line = await process.stdout.readline()
+        except TimeoutError:
+            line = b""
+        if not line:
+            await self._kill(process)
+            raise SessionFailureError("The process that renders chat templates does not start. Retry.")
+
+    async def _kill(self, process: asyncio.subprocess.Process) -> None:
+        self._process = None
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+    def _endless_error(self, digest: str) -> InvalidBundleError:
+        return InvalidBundleError(
+            f"The model's chat template {digest} did not end within {self._timeout_s:g} s: it may loop for ever. "
+            "Correct it and push the model again.",
+        )
