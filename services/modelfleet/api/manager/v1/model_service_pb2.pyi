@@ -581,6 +581,52 @@ class DeleteModelVersionResponse(_message.Message):
 Global___DeleteModelVersionResponse: _TypeAlias = DeleteModelVersionResponse  # noqa: Y015
 
 @_typing.final
+class GetBlobUrlRequest(_message.Message):
+    """A request for the URL of a blob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.str
+    """The blob."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBlobUrlRequest: _TypeAlias = GetBlobUrlRequest  # noqa: Y015
+
+@_typing.final
+class GetBlobUrlResponse(_message.Message):
+    """Where to read the blob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """A URL for GET, with or without a Range, valid for some minutes and secret meanwhile. Empty when there is none: call
+    DownloadBlob.
+    """
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBlobUrlResponse: _TypeAlias = GetBlobUrlResponse  # noqa: Y015
+
+@_typing.final
 class DownloadBlobRequest(_message.Message):
     """A request for a blob."""
 

@@ -29,7 +29,8 @@ class ModelServiceStub:
     """The registry of models, their immutable numbered versions, and the aliases that move between versions.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such model, version, alias or blob),
-    UNAVAILABLE (draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and DEADLINE_EXCEEDED.
+    UNAVAILABLE (draining, or the database or the blob store does not answer, with RetryInfo), RESOURCE_EXHAUSTED (too many
+    calls, with RetryInfo, or no room on the disk) and DEADLINE_EXCEEDED.
     """
 
     def __init__(self, channel):
@@ -73,6 +74,11 @@ class ModelServiceStub:
                 request_serializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.DeleteModelVersionRequest.SerializeToString,
                 response_deserializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.DeleteModelVersionResponse.FromString,
                 _registered_method=True)
+        self.GetBlobUrl = channel.unary_unary(
+                '/modelfleet.api.manager.v1.ModelService/GetBlobUrl',
+                request_serializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.GetBlobUrlRequest.SerializeToString,
+                response_deserializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.GetBlobUrlResponse.FromString,
+                _registered_method=True)
         self.DownloadBlob = channel.unary_stream(
                 '/modelfleet.api.manager.v1.ModelService/DownloadBlob',
                 request_serializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.DownloadBlobRequest.SerializeToString,
@@ -94,11 +100,12 @@ class ModelServiceServicer:
     """The registry of models, their immutable numbered versions, and the aliases that move between versions.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such model, version, alias or blob),
-    UNAVAILABLE (draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and DEADLINE_EXCEEDED.
+    UNAVAILABLE (draining, or the database or the blob store does not answer, with RetryInfo), RESOURCE_EXHAUSTED (too many
+    calls, with RetryInfo, or no room on the disk) and DEADLINE_EXCEEDED.
     """
 
     def FindMissingBlobs(self, request, context):
-        """Tells which blobs a push has to send.
+        """Tells which blobs a push has to send. Garbage collection spares the others for its grace period.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,6 +154,14 @@ class ModelServiceServicer:
     def DeleteModelVersion(self, request, context):
         """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias or a rollout
         names it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBlobUrl(self, request, context):
+        """Returns a URL from which a blob can be read without the manager, where the store of the blobs has such. One blob a
+        call, so that the URL is fresh when its download begins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,6 +228,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.DeleteModelVersionRequest.FromString,
                     response_serializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.DeleteModelVersionResponse.SerializeToString,
             ),
+            'GetBlobUrl': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBlobUrl,
+                    request_deserializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.GetBlobUrlRequest.FromString,
+                    response_serializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.GetBlobUrlResponse.SerializeToString,
+            ),
             'DownloadBlob': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadBlob,
                     request_deserializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.DownloadBlobRequest.FromString,
@@ -240,7 +260,8 @@ class ModelService:
     """The registry of models, their immutable numbered versions, and the aliases that move between versions.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such model, version, alias or blob),
-    UNAVAILABLE (draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and DEADLINE_EXCEEDED.
+    UNAVAILABLE (draining, or the database or the blob store does not answer, with RetryInfo), RESOURCE_EXHAUSTED (too many
+    calls, with RetryInfo, or no room on the disk) and DEADLINE_EXCEEDED.
     """
 
     @staticmethod
@@ -422,6 +443,33 @@ class ModelService:
             '/modelfleet.api.manager.v1.ModelService/DeleteModelVersion',
             modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.DeleteModelVersionRequest.SerializeToString,
             modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.DeleteModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBlobUrl(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelfleet.api.manager.v1.ModelService/GetBlobUrl',
+            modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.GetBlobUrlRequest.SerializeToString,
+            modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.GetBlobUrlResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -30,7 +30,8 @@ class ModelServiceStub:
     """The registry of models, their immutable numbered versions, and the aliases that move between versions.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such model, version, alias or blob),
-    UNAVAILABLE (draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and DEADLINE_EXCEEDED.
+    UNAVAILABLE (draining, or the database or the blob store does not answer, with RetryInfo), RESOURCE_EXHAUSTED (too many
+    calls, with RetryInfo, or no room on the disk) and DEADLINE_EXCEEDED.
     """
 
     @_typing.overload
@@ -38,7 +39,7 @@ class ModelServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     FindMissingBlobs: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.FindMissingBlobsRequest, _model_service_pb2.FindMissingBlobsResponse]
-    """Tells which blobs a push has to send."""
+    """Tells which blobs a push has to send. Garbage collection spares the others for its grace period."""
     PushModelVersion: _grpc.StreamUnaryMultiCallable[_model_service_pb2.PushModelVersionRequest, _model_service_pb2.PushModelVersionResponse]
     """Registers a bundle as a model version. The first message is the header; then follow the blobs that the manager
     lacks, each as consecutive chunks. A blob is hashed as it arrives and kept once whole, so a push that was cut short
@@ -59,6 +60,10 @@ class ModelServiceStub:
     """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias or a rollout
     names it.
     """
+    GetBlobUrl: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetBlobUrlRequest, _model_service_pb2.GetBlobUrlResponse]
+    """Returns a URL from which a blob can be read without the manager, where the store of the blobs has such. One blob a
+    call, so that the URL is fresh when its download begins.
+    """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_model_service_pb2.DownloadBlobRequest, _model_service_pb2.DownloadBlobResponse]
     """Streams a blob from an offset on."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.SetAliasRequest, _model_service_pb2.SetAliasResponse]
@@ -74,12 +79,13 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """The registry of models, their immutable numbered versions, and the aliases that move between versions.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such model, version, alias or blob),
-    UNAVAILABLE (draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and DEADLINE_EXCEEDED.
+    UNAVAILABLE (draining, or the database or the blob store does not answer, with RetryInfo), RESOURCE_EXHAUSTED (too many
+    calls, with RetryInfo, or no room on the disk) and DEADLINE_EXCEEDED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     FindMissingBlobs: _aio.UnaryUnaryMultiCallable[_model_service_pb2.FindMissingBlobsRequest, _model_service_pb2.FindMissingBlobsResponse]  # type: ignore[assignment]
-    """Tells which blobs a push has to send."""
+    """Tells which blobs a push has to send. Garbage collection spares the others for its grace period."""
     PushModelVersion: _aio.StreamUnaryMultiCallable[_model_service_pb2.PushModelVersionRequest, _model_service_pb2.PushModelVersionResponse]  # type: ignore[assignment]
     """Registers a bundle as a model version. The first message is the header; then follow the blobs that the manager
     lacks, each as consecutive chunks. A blob is hashed as it arrives and kept once whole, so a push that was cut short
@@ -100,6 +106,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias or a rollout
     names it.
     """
+    GetBlobUrl: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetBlobUrlRequest, _model_service_pb2.GetBlobUrlResponse]  # type: ignore[assignment]
+    """Returns a URL from which a blob can be read without the manager, where the store of the blobs has such. One blob a
+    call, so that the URL is fresh when its download begins.
+    """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_model_service_pb2.DownloadBlobRequest, _model_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """Streams a blob from an offset on."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_model_service_pb2.SetAliasRequest, _model_service_pb2.SetAliasResponse]  # type: ignore[assignment]
@@ -114,7 +124,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """The registry of models, their immutable numbered versions, and the aliases that move between versions.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such model, version, alias or blob),
-    UNAVAILABLE (draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and DEADLINE_EXCEEDED.
+    UNAVAILABLE (draining, or the database or the blob store does not answer, with RetryInfo), RESOURCE_EXHAUSTED (too many
+    calls, with RetryInfo, or no room on the disk) and DEADLINE_EXCEEDED.
     """
 
     @_abc_1.abstractmethod
@@ -123,7 +134,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.FindMissingBlobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.FindMissingBlobsResponse, _abc.Awaitable[_model_service_pb2.FindMissingBlobsResponse]]:
-        """Tells which blobs a push has to send."""
+        """Tells which blobs a push has to send. Garbage collection spares the others for its grace period."""
 
     @_abc_1.abstractmethod
     def PushModelVersion(
@@ -179,6 +190,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_model_service_pb2.DeleteModelVersionResponse, _abc.Awaitable[_model_service_pb2.DeleteModelVersionResponse]]:
         """Deletes a version. Its number is never used again. FAILED_PRECONDITION while an alias or a rollout
         names it.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBlobUrl(
+        self,
+        request: _model_service_pb2.GetBlobUrlRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.GetBlobUrlResponse, _abc.Awaitable[_model_service_pb2.GetBlobUrlResponse]]:
+        """Returns a URL from which a blob can be read without the manager, where the store of the blobs has such. One blob a
+        call, so that the URL is fresh when its download begins.
         """
 
     @_abc_1.abstractmethod
