@@ -19,6 +19,7 @@ from modelfleet.inference.batching import BatchLimits, BatchQueue, Request, Row
 from modelfleet.inference.statistics import ModelRecord
 from modelfleet.runtime.errors import (
     DeadlineExpiredError,
+    DrainingError,
     ModelfleetError,
     ModelLoadingError,
     OverloadedError,
@@ -73,6 +74,7 @@ class _Place:
 
     model: Runnable
     queue: BatchQueue[Job]
+    series: metrics.ModelSeries
     last_turn: float = 0.0
 
 
@@ -111,8 +113,9 @@ class Engine:
 
     def attach(self, model: Runnable) -> None:
         """Give a model a queue."""
+        queue: BatchQueue[Job] = BatchQueue(model.limits)
         with self._work:
-            self._places[model] = _Place(model, BatchQueue(model.limits))
+            self._places[model] = _Place(model, queue, metrics.ModelSeries(model.name, lambda: queue.rows))
 
     def detach(self, model: Runnable) -> None:
         """Take a model's queue away. What still waits in it never runs: drain first."""
@@ -120,12 +123,14 @@ class Engine:
             del self._places[model]
 
     def close(self) -> None:
-        """Stop the threads once the batches that run have ended."""
+        """Stop the threads once the batches that run have ended; requests that wait get DrainingError."""
         with self._work:
             self._stopping = True
             self._work.notify_all()
         for thread in self._threads:
             thread.join()
+        for place in self._places.values():
+            self._reject(place.queue.requests(), place, _draining())
 
     async def submit(
         self, model: Runnable, payload: Any, lengths: Sequence[int], *, deadline: float, key: Hashable = None
@@ -135,8 +140,8 @@ class Engine:
 
         `lengths` are the tokens of each row; `deadline` is in seconds on the monotonic clock; rows of requests with
         equal `key` may share a batch. Cancelling the awaiting task drops the rows that wait, and stops a batch of which
-        nobody is left. Raises OverloadedError, DeadlineExpiredError, SessionFailureError, or the ModelfleetError that
-        the model raised.
+        nobody is left. Raises OverloadedError, DeadlineExpiredError, DrainingError, SessionFailureError, or the
+        ModelfleetError that the model raised.
         """
         job = Job(
             lengths=lengths,
@@ -158,6 +163,8 @@ class Engine:
             raise
 
     def _admit(self, model: Runnable, job: Job) -> _Place:
+        if self._stopping:
+            raise _draining()
         place = self._places.get(model)
         if place is None:
             raise ModelLoadingError(f"{model.name} is being unloaded. Retry.")
@@ -168,7 +175,6 @@ class Engine:
                 f"{self._max_queue_tokens}; this request has {tokens}. Retry later or on another replica."
             )
         place.queue.put(job)
-        metrics.QUEUE_ROWS.labels(model.name).set(place.queue.rows)
         if self._free_lanes:
             self._work.notify()
         return place
@@ -182,15 +188,23 @@ class Engine:
     # From here on: the engine's threads.
 
     def _serve(self) -> None:
-        while (batch := self._next()) is not None:
-            try:
-                outputs = self._run(batch)
-            except Exception as error:  # noqa: BLE001  whatever a session raises goes to the callers; the thread lives on
-                self._isolate(batch, error)
-                continue
-            finally:
-                self._free(batch)
-            self._finish(batch, outputs)
+        while self._serve_batch():
+            pass
+
+    def _serve_batch(self) -> bool:
+        """Wait for a batch and run it. Returns whether there was one. A thread that waits holds nothing of the last."""
+        batch = self._next()
+        if batch is None:
+            return False
+        try:
+            outputs = self._run(batch)
+        except Exception as error:  # noqa: BLE001  whatever a session raises goes to the callers; the thread lives on
+            self._isolate(batch, error)
+            return True
+        finally:
+            self._free(batch)
+        self._finish(batch, outputs)
+        return True
 
     def _next(self) -> _Batch | None:
         """Wait for a free lane and for rows, and take both. None when the engine stops."""
@@ -199,6 +213,8 @@ class Engine:
                 if self._free_lanes and (batch := self._form()):
                     self._free_lanes -= 1
                     self._running.add(batch)
+                    if self._free_lanes:  # one call of `submit` may have brought work for several lanes
+                        self._work.notify()
                     return batch
                 self._work.wait()
             return None
@@ -210,7 +226,6 @@ class Engine:
                 self._reject([job], place, _expired(job, now))
             if rows := place.queue.take_batch(now):
                 place.last_turn = now
-                metrics.QUEUE_ROWS.labels(place.model.name).set(place.queue.rows)
                 return _Batch(place, rows, place.model.new_cancellation())
         return None
 
@@ -230,7 +245,7 @@ class Engine:
         collated = time.monotonic()
         outputs = model.run(inputs, batch.cancellation)
         ended = time.monotonic()
-        metrics.observe_batch(model.name, [row.length for row in batch.rows], ended - collated)
+        batch.place.series.observe_batch([row.length for row in batch.rows], ended - collated)
         for job in batch.jobs:
             job.collate_s += collated - started
             job.run_s += ended - collated
@@ -238,26 +253,32 @@ class Engine:
 
     def _isolate(self, batch: _Batch, error: Exception) -> None:
         """Run each request of a failed batch alone, so that only the one at fault fails."""
-        waited_for = [job for job in batch.jobs if not job.future.done()]
         if len(batch.jobs) == 1:
-            self._reject(waited_for, batch.place, _failure(batch.place.model, error))
+            self._reject(batch.jobs, batch.place, _failure(batch.place.model, error))
             return
-        for job in waited_for:
+        for job in batch.jobs:
             rows = [row for row in batch.rows if row.request is job]
             alone = _Batch(batch.place, rows, batch.place.model.new_cancellation())
+            with self._work:
+                if job.future.done():
+                    continue  # nobody waits for it any more
+                self._running.add(alone)
             try:
                 outputs = self._run(alone)
             except Exception as own_error:  # noqa: BLE001  as in _serve
                 self._reject([job], batch.place, _failure(batch.place.model, own_error))
             else:
                 self._finish(alone, outputs)
+            finally:
+                with self._work:
+                    self._running.discard(alone)
 
     def _finish(self, batch: _Batch, timed_outputs: tuple[Any, float, float]) -> None:
         """Hand each row its result, and wake the callers whose last row this was."""
         model, started = batch.place.model, time.monotonic()
         outputs, collate_s, run_s = timed_outputs
         try:
-            results = model.reduce(outputs, batch.rows)
+            results = list(zip(batch.rows, model.reduce(outputs, batch.rows), strict=True))
         except Exception as error:  # noqa: BLE001  as in _serve
             self._reject(batch.jobs, batch.place, _failure(model, error))
             return
@@ -268,7 +289,7 @@ class Engine:
         with self._work:  # rows of one request may end in several threads at once
             for job in batch.jobs:
                 job.reduce_s += ended - started
-            for row, result in zip(batch.rows, results, strict=True):
+            for row, result in results:
                 job = row.request
                 job.results[row.index] = result
                 job.missing -= 1
@@ -291,7 +312,10 @@ class Engine:
         with self._work:
             for job in jobs:
                 place.queue.discard(job)
-                place.model.record.failure(now - job.arrival)
+                # Else nobody waits for it any more, or another batch of its rows has failed already.
+                if job.missing > 0 and not job.future.done():
+                    place.model.record.failure(now - job.arrival)
+                job.missing = 0  # so that no batch of it that still runs makes it whole
         self._loop.call_soon_threadsafe(_raise, jobs, error)
 
 
@@ -312,6 +336,10 @@ def _expired(job: Job, now: float) -> DeadlineExpiredError:
         f"The deadline passed after {now - job.arrival:.3f} s in the queue; the request was dropped before it ran. "
         "Allow more time, or add workers."
     )
+
+
+def _draining() -> DrainingError:
+    return DrainingError("The worker is shutting down. Retry on another replica.")
 
 
 def _failure(model: Runnable, error: Exception) -> ModelfleetError:

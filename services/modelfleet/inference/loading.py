@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,9 @@ class Loader:
         async with self._one_at_a_time:
             entered(VersionState.VERIFYING)
             started = time.monotonic()
+            before = _resident_bytes()
             model = await asyncio.to_thread(self._verified, assigned)
+            metrics.SESSION_BYTES.labels(model.name).set(max(0, _resident_bytes() - before))
             entered(VersionState.WARMING)
             self._engine.attach(model)
             try:
@@ -66,9 +69,7 @@ class Loader:
         directory = self._cache.materialize(bundle)
         graph = directory / bundle.manifest.model
         check_graph(graph, directory)
-        before = _resident_bytes()
         session = Session(graph, self._options)
-        metrics.SESSION_BYTES.labels(str(assigned.key)).set(max(0, _resident_bytes() - before))
         kind = TensorModel if bundle.manifest.task is Task.TENSOR else TextModel
         return kind(str(assigned.key), bundle.manifest, session, self._limits)
 
@@ -99,4 +100,4 @@ async def _warm_up(model: LoadedModel, engine: Engine) -> None:
 def _resident_bytes() -> int:
     """Return the process's resident memory. https://man7.org/linux/man-pages/man5/proc_pid_statm.5.html."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    return pages * resource.getpagesize()

@@ -1,6 +1,6 @@
 """What Prometheus sees of the way of a request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -24,15 +24,29 @@ SESSION_BYTES = Gauge(
 )
 
 
-def observe_batch(model: str, lengths: Sequence[int], run_s: float) -> None:
-    """Record a batch that ran."""
-    STAGE_SECONDS.labels("run").observe(run_s)
-    BATCH_ROWS.labels(model).observe(len(lengths))
-    REAL_TOKENS.labels(model).inc(sum(lengths))
-    PADDED_TOKENS.labels(model).inc(len(lengths) * max(lengths))
+class ModelSeries:
+    """
+    The series of one model version's batches.
+
+    They are looked up once: what a thread still observes after `forget_model` does not bring them back.
+    """
+
+    def __init__(self, model: str, queue_rows: Callable[[], int]) -> None:
+        self._run_seconds = STAGE_SECONDS.labels("run")
+        self._batch_rows = BATCH_ROWS.labels(model)
+        self._real_tokens = REAL_TOKENS.labels(model)
+        self._padded_tokens = PADDED_TOKENS.labels(model)
+        QUEUE_ROWS.labels(model).set_function(queue_rows)
+
+    def observe_batch(self, lengths: Sequence[int], run_s: float) -> None:
+        """Record a batch that ran."""
+        self._run_seconds.observe(run_s)
+        self._batch_rows.observe(len(lengths))
+        self._real_tokens.inc(sum(lengths))
+        self._padded_tokens.inc(len(lengths) * max(lengths))
 
 
 def forget_model(model: str) -> None:
-    """Drop the series of an unloaded model version."""
-    for metric in (BATCH_ROWS, REAL_TOKENS, PADDED_TOKENS, QUEUE_ROWS, SESSION_BYTES):
+    """Drop the series of a model version that is no longer here."""
+    for metric in (BATCH_ROWS, REAL_TOKENS, PADDED_TOKENS, QUEUE_ROWS, VERSION_STATE, SESSION_BYTES):
         metric.remove_by_labels({"model": model})

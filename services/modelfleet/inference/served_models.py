@@ -70,14 +70,16 @@ class ServedModels:
     def move(self, version: ServedVersion, state: VersionState, reason: str = "") -> None:
         """Change a version's state. UNLOADED ends its life here."""
         version.state, version.reason = follows(version.state, state), reason
-        if state is VersionState.UNLOADED:
-            del self._versions[version.key]
         self._changed(version)
 
     def _changed(self, version: ServedVersion) -> None:
         _log.info("version state", version=str(version.key), state=version.state.value, reason=version.reason)
-        for state in VersionState:
-            metrics.VERSION_STATE.labels(str(version.key), state.value).set(state is version.state)
+        if version.state is VersionState.UNLOADED:
+            del self._versions[version.key]
+            metrics.forget_model(str(version.key))
+        else:
+            for state in VersionState:
+                metrics.VERSION_STATE.labels(str(version.key), state.value).set(state is version.state)
         for listener in self._listeners:
             listener()
 
@@ -117,7 +119,8 @@ class ServedModels:
             )
         if version.state is not VersionState.READY or version.model is None:
             doing = "is still loading" if version.state in _COMING else "is being unloaded"
-            raise ModelLoadingError(f"{version.key} {doing} on this worker ({version.state.value}). Retry.")
+            why = f": {version.reason}" if version.reason else ""
+            raise ModelLoadingError(f"{version.key} {doing} on this worker ({version.state.value}){why}. Retry.")
         version.in_use += 1
         version.idle.clear()
         try:

@@ -1,5 +1,7 @@
 """ONNX Runtime: one session of one graph on one device. All that the project knows of `onnxruntime` is in this file."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,9 +10,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import structlog
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from modelfleet.inference.tensor_spec import Array, TensorSpec
-from modelfleet.runtime.errors import InvalidBundleError, ProviderUnavailableError
+from modelfleet.runtime.errors import (
+    FatalDeviceError,
+    InsufficientMemoryError,
+    InvalidBundleError,
+    ModelfleetError,
+    ProviderUnavailableError,
+)
+
+_log = structlog.get_logger()
 
 
 class Device(StrEnum):
@@ -27,6 +39,33 @@ _PROVIDERS = {
     Device.CUDA: ("CUDAExecutionProvider", "CPUExecutionProvider"),
     Device.TENSORRT: ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
+
+# Operators of which a CPU may do some while the GPU does the rest: they compute shapes, on numbers that are there anyway.
+# https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/framework/fallback_cpu_capability.cc
+_COSTLY = frozenset(
+    {
+        *("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits"),
+        *("Conv", "FusedConv", "ConvInteger", "ConvTranspose", "QLinearConv", "QLinearMatMul", "QGemm"),
+        *("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "PackedAttention"),
+        *("DynamicQuantizeMatMul", "LSTM", "GRU", "RNN"),
+    }
+)
+
+# What the CUDA runtime, cuBLAS, cuDNN and TensorRT say after which the process's context on the device is of no use.
+# https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html: "the process must be terminated and relaunched"
+_FATAL = re.compile(
+    r"illegal memory access|illegal instruction|launch failure|misaligned address|invalid program counter|"
+    r"hardware stack error|uncorrectable|device-side assert|device is lost|(device|GPU) has fallen off|Xid|"
+    r"operation not supported on global/shared address space|launch timed out|busy or unavailable|"
+    r"driver shutting down|CUDA failure (46|214|220|700|702|71[0-9]|999)\b|"
+    r"(CUBLAS|CUDNN)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|NOT_INITIALIZED|ARCH_MISMATCH)",
+    re.IGNORECASE,
+)
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|failed to allocate memory|CUDA failure 2\b|bad_alloc|BFCArena|CUBLAS_STATUS_ALLOC_FAILED|"
+    r"CUDNN_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -64,6 +103,7 @@ class RunCancellation:
 
     def __init__(self) -> None:
         self.run_options = ort.RunOptions()
+        self.run_options.log_severity_level = 4  # what fails is raised; ONNX Runtime would also print it
 
     def cancel(self) -> None:
         """Stop the run soon."""
@@ -86,7 +126,7 @@ class Session:
                 str(graph), _session_options(options), providers=_configured(wanted, options)
             )
         except Exception as error:
-            raise InvalidBundleError(
+            raise device_error(error) or InvalidBundleError(
                 f"ONNX Runtime refuses {graph.name!r}: {_first_line(error)}", field="model"
             ) from error
         self._session.disable_fallback()
@@ -96,13 +136,52 @@ class Session:
                 f"{wanted[0]} was asked for and could not start; there is only {', '.join(self.providers)}. "
                 "Check the driver and the CUDA and cuDNN libraries of this worker, or set --device cpu."
             )
+        self._require_on_device(options.device)
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Array], names: Sequence[str], cancellation: RunCancellation) -> list[Array]:
-        """Return the named outputs. Raises whatever ONNX Runtime raises."""
-        outputs: list[Array] = self._session.run(list(names), dict(inputs), cancellation.run_options)
+        """
+        Return the named outputs.
+
+        Raises FatalDeviceError, InsufficientMemoryError, or else whatever ONNX Runtime raises.
+        """
+        try:
+            outputs: list[Array] = self._session.run(list(names), dict(inputs), cancellation.run_options)
+        except Exception as error:
+            if known := device_error(error):
+                raise known from error
+            raise
         return outputs
+
+    def _require_on_device(self, device: Device) -> None:
+        """Refuse a graph of which the GPU's provider has left costly operators to the CPU, silently and slowly."""
+        if device is Device.CPU:
+            return
+        assigned = self._session.get_provider_graph_assignment_info()
+        on_cpu = Counter(
+            node.op_type for part in assigned if part.ep_name == "CPUExecutionProvider" for node in part.get_nodes()
+        )
+        if costly := sorted(_COSTLY & on_cpu.keys()):
+            found = ", ".join(f"{on_cpu[operator]} {operator}" for operator in costly)
+            raise ProviderUnavailableError(
+                f"{self.providers[0]} was asked for and would leave {found} of this graph to the CPU. "
+                "Export it with operators that the provider has, or set --device cpu."
+            )
+        if on_cpu:
+            _log.info("operators on the CPU", operators=dict(on_cpu))
+
+
+def device_error(error: Exception) -> ModelfleetError | None:
+    """Return what ONNX Runtime's error says of the device; None where it says nothing of it."""
+    text = str(error)
+    if _OUT_OF_MEMORY.search(text) or isinstance(error, MemoryError):
+        return InsufficientMemoryError(
+            f"The device has no memory left for this: {_first_line(error)}. Send less at once, or lower max_batch_tokens."
+        )
+    if _FATAL.search(text) or isinstance(error, EPFail):
+        return FatalDeviceError("The device of this worker no longer works. Retry; another replica answers.")
+    return None
 
 
 def _require_in_build(device: Device, provider: str) -> None:
@@ -145,13 +224,16 @@ def _session_options(options: SessionOptions) -> ort.SessionOptions:
     # Threads spin while a run lasts, which its many short loops need, and sleep as soon as it ends: the CPU is then
     # for tokenizing and for the calls.
     session_options.add_session_config_entry("session.force_spinning_stop", "1")
+    if options.device is not Device.CPU:
+        session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return session_options
 
 
 def _spec(node: Any) -> TensorSpec:
     if node.type not in _DTYPES:
         raise InvalidBundleError(
-            f"The graph's {node.name!r} is a {node.type}; only tensors can be served.", field="model"
+            f"The graph's {node.name!r} is a {node.type}, which cannot be served. Use {', '.join(_DTYPES)}.",
+            field="model",
         )
     shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in node.shape)
     return TensorSpec(node.name, _DTYPES[node.type], shape)
