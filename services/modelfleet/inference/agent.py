@@ -12,20 +12,22 @@ from typing import Any, Protocol
 
 import structlog
 
-from modelfleet.inference import metrics
 from modelfleet.inference.assignment import Assignment, Route, VersionKey
 from modelfleet.inference.cache import Cache
 from modelfleet.inference.engine import Engine
 from modelfleet.inference.loading import Loader
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.states import VersionState
-from modelfleet.runtime.errors import ModelfleetError, UnavailableError
+from modelfleet.runtime.errors import ManagerUnreachableError, ModelfleetError, OverloadedError
 
 _log = structlog.get_logger()
 
 _FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 60.0
 _REPORT_INTERVAL_S = 10.0
+
+# No fault of the version that is downloaded: it stays on its way.
+_MANAGER_AWAY = (ManagerUnreachableError, OverloadedError)
 
 
 class Manager(Protocol):
@@ -50,9 +52,10 @@ class Agent:
         self._assignment: Assignment | None = None
         self._lives: dict[VersionKey, asyncio.Task[None]] = {}
         self._report_due = asyncio.Event()
+        self._revision = 0
         self._stopping = False
         self.settled = asyncio.Event()
-        """Set once everything in the first assignment is READY or FAILED."""
+        """Set once everything in the first assignment is READY, or has a reason why it is not."""
         served.on_change(self._report_due.set)
 
     async def run(self) -> None:
@@ -60,21 +63,29 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._report_changes())
-                if kept := self._cache.last_assignment():
+                if kept := await asyncio.to_thread(self._cache.last_assignment):
                     self._take(kept)
                 async for assignment in self._manager.assignments():
-                    self._take(assignment)
+                    # The kept one does not count: a manager restored from a backup has gone back in its revisions.
+                    if assignment.revision >= self._revision:
+                        self._revision = assignment.revision
+                        await self._keep(assignment)
+                        self._take(assignment)
         finally:
             self._stopping = True
             for life in self._lives.values():
                 life.cancel()
+            await asyncio.gather(*self._lives.values(), return_exceptions=True)
+
+    async def _keep(self, assignment: Assignment) -> None:
+        if assignment != self._assignment:
+            try:
+                await asyncio.to_thread(self._cache.save_assignment, assignment)
+            except OSError as error:  # such as a full disk: serving it matters more
+                _log.warning("assignment not kept for the next start", error=str(error))
 
     def _take(self, assignment: Assignment) -> None:
-        if self._assignment and assignment.revision < self._assignment.revision:
-            return
         _log.info("assignment", revision=assignment.revision, versions=[str(v.key) for v in assignment.versions])
-        if assignment != self._assignment:
-            self._cache.save_assignment(assignment)
         self._assignment = assignment
         self._report_due.set()
         self._reconcile()
@@ -82,19 +93,24 @@ class Agent:
     def _reconcile(self) -> None:
         if self._stopping or self._assignment is None:
             return
-        for assigned in self._assignment.versions:
-            if self._served.get(assigned.key) is None and assigned.key not in self._lives:
-                self._start(self._live(self._served.add(assigned)), assigned.key)
+        assigned = {version.key: version for version in self._assignment.versions}
+        for key, wanted_version in assigned.items():
+            if self._served.get(key) is None:
+                version = self._served.add(wanted_version)
+                self._start(self._live(version), version)
         self._flip(self._assignment.routes)
-        wanted = {assigned.key for assigned in self._assignment.versions} | self._served.routed()
+        routed = self._served.routed()
         for held in self._served.versions():
-            if held.key in wanted or held.state is VersionState.DRAINING:
+            # A manager that has lost its data may give the same number to another bundle.
+            wanted = assigned[held.key] == held.assigned if held.key in assigned else held.key in routed
+            life = self._lives.get(held.key)
+            if wanted or held.state is VersionState.DRAINING:
                 continue
-            if held.state is VersionState.READY:
-                self._start(self._retire(held), held.key)
-            elif life := self._lives.get(held.key):
+            if held.state is not VersionState.READY and life:
                 life.cancel()
-        if all(held.state in (VersionState.READY, VersionState.FAILED) for held in self._served.versions()):
+            elif not life:  # else it has just become ready, and the end of that life comes here again
+                self._start(self._retire(held), held)
+        if all(held.state is VersionState.READY or held.reason for held in self._served.versions()):
             self.settled.set()
 
     def _flip(self, routes: tuple[Route, ...]) -> None:
@@ -110,47 +126,48 @@ class Agent:
         held = [self._served.get(VersionKey(route.model, target.model_version)) for target in route.targets]
         return all(version and version.state is VersionState.READY for version in held)
 
-    def _start(self, life: Coroutine[Any, Any, None], key: VersionKey) -> None:
-        task = self._lives[key] = asyncio.create_task(life, name=str(key))
-        task.add_done_callback(lambda task: self._ended(task, key))
+    def _start(self, life: Coroutine[Any, Any, None], version: ServedVersion) -> None:
+        task = self._lives[version.key] = asyncio.create_task(life, name=str(version.key))
+        task.add_done_callback(lambda task: self._ended(task, version))
 
-    def _ended(self, task: asyncio.Task[None], key: VersionKey) -> None:
-        del self._lives[key]
+    def _ended(self, task: asyncio.Task[None], version: ServedVersion) -> None:
+        del self._lives[version.key]
         if not task.cancelled() and (error := task.exception()):
-            _log.error("version's life ended unforeseen", version=str(key), exc_info=error)
+            _log.error("version's life ended unforeseen", version=str(version.key), exc_info=error)
+        if version.state is not VersionState.READY:
+            self._served.move(version, VersionState.UNLOADED)
         self._reconcile()
 
     async def _live(self, version: ServedVersion) -> None:
-        """Bring a version to READY, trying again with growing pauses while it stays assigned."""
-        pause = _FIRST_RETRY_S
-        try:
-            while version.model is None:
-                try:
-                    version.model = await self._loader.load(
-                        version.assigned, lambda state: self._served.move(version, state)
-                    )
-                except (ModelfleetError, OSError) as error:
-                    _log.warning("version failed", version=str(version.key), exc_info=error)
-                    self._served.move(version, VersionState.FAILED, str(error))
-                    self._reconcile()
-                    await asyncio.sleep(pause)
-                    if not isinstance(error, UnavailableError):
-                        pause = min(2 * pause, _LAST_RETRY_S)
+        """Bring a version to READY, trying again while it stays assigned."""
+        pause = 0.0
+        while version.model is None:
+            try:
+                version.model = await self._loader.load(
+                    version.assigned, lambda state: self._served.move(version, state)
+                )
+            except Exception as error:  # noqa: BLE001  whatever it is, it is this version's failure alone
+                _log.warning("version not loaded", version=str(version.key), exc_info=error)
+                why = str(error) or type(error).__name__
+                if version.state is VersionState.DOWNLOADING and isinstance(error, _MANAGER_AWAY):
+                    self._served.move(version, VersionState.DOWNLOADING, why)
+                    pause = _FIRST_RETRY_S
+                else:
+                    self._served.move(version, VersionState.FAILED, why)
+                    pause = min(2 * pause or _FIRST_RETRY_S, _LAST_RETRY_S)
+                self._reconcile()
+                await asyncio.sleep(pause)
+                if version.state is VersionState.FAILED:
                     self._served.move(version, VersionState.DOWNLOADING)
-        except asyncio.CancelledError:
-            self._served.move(version, VersionState.UNLOADED)
-            raise
         self._served.move(version, VersionState.READY)
 
     async def _retire(self, version: ServedVersion) -> None:
-        """Let requests under way finish, then unload."""
+        """Let requests under way finish, then unload. Its end makes the version UNLOADED."""
         assert version.model
         self._served.move(version, VersionState.DRAINING)
         await self._served.drained(version)
         self._engine.detach(version.model)
         version.model = None
-        metrics.forget_model(str(version.key))
-        self._served.move(version, VersionState.UNLOADED)
 
     async def _report_changes(self) -> None:
         while True:

@@ -71,7 +71,7 @@ class Assignment:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        """Read what `to_json` wrote. Raises InvalidBundleError, ValueError, KeyError or TypeError for anything else."""
         values = json.loads(text)
         return cls(
             revision=values["revision"],

@@ -22,7 +22,7 @@ _R, _G, _U, _F = VersionState.READY, VersionState.DRAINING, VersionState.UNLOADE
 
 FOLLOWING: Mapping[VersionState, frozenset[VersionState]] = MappingProxyType(
     {
-        _D: frozenset({_V, _F, _U}),  # unloaded: no longer assigned before it was ready
+        _D: frozenset({_D, _V, _F, _U}),  # itself: the manager is away; unloaded: unassigned before it was ready
         _V: frozenset({_W, _F, _U}),
         _W: frozenset({_R, _F, _U}),
         _R: frozenset({_G}),
