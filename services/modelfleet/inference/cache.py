@@ -1,17 +1,17 @@
 """A worker's disk: blobs by digest, bundles as directories of hard links to them, and the last assignment."""
 
 import asyncio
-import contextlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import structlog
 
 from modelfleet.bundle.bundle import Bundle, BundleFile, hash_file
 from modelfleet.inference.assignment import Assignment
-from modelfleet.runtime.errors import DigestMismatchError
+from modelfleet.runtime.errors import DigestMismatchError, ModelfleetError
 
 _log = structlog.get_logger()
 
@@ -27,6 +27,7 @@ class Cache:
         self._bundles = root / "bundles"
         self._assignment = root / "assignment.json"
         self.engines = root / "engines"
+        self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         for directory in (self._blobs, self._bundles, self.engines):
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -36,10 +37,17 @@ class Cache:
 
         Raises DigestMismatchError when the bytes are others than announced; nothing of them is kept.
         """
-        if (self._blobs / file.sha256).exists():
-            return
+        # Versions share blobs, and two downloads of one would write into the same file.
+        lock = self._fetching.setdefault(file.sha256, asyncio.Lock())
+        async with lock:
+            if not (self._blobs / file.sha256).exists():
+                await self._download(file, download)
+
+    async def _download(self, file: BundleFile, download: Download) -> None:
         partial = self._blobs / f"{file.sha256}.partial"
         with partial.open("ab") as output:
+            if output.tell() > file.size:  # not the beginning of this blob
+                output.truncate(0)
             async for piece in download(file.sha256, output.tell()):
                 await asyncio.to_thread(output.write, piece)
             output.flush()
@@ -62,15 +70,15 @@ class Cache:
             if digest != file.sha256:
                 blob.unlink()
                 raise _mismatch(file, digest)
+        # Always made anew: one made before may hold a link to a blob that has been found corrupt since.
         directory = self._bundles / bundle.digest
-        if directory.exists():
-            return directory
         building = self._bundles / f"{bundle.digest}.building"
         shutil.rmtree(building, ignore_errors=True)
         for file in bundle.files:
             path = building / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
             os.link(self._blobs / file.sha256, path)
+        shutil.rmtree(directory, ignore_errors=True)
         building.rename(directory)
         return directory
 
@@ -82,12 +90,13 @@ class Cache:
 
     def last_assignment(self) -> Assignment | None:
         """Return the assignment that was kept last; None where there is none that can be read."""
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                return Assignment.from_json(self._assignment.read_text())
-            except (ValueError, KeyError, TypeError) as error:
-                _log.warning("kept assignment is unreadable", path=str(self._assignment), error=str(error))
-        return None
+        try:
+            return Assignment.from_json(self._assignment.read_text())
+        except FileNotFoundError:
+            return None
+        except (ModelfleetError, OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("kept assignment is unreadable", path=str(self._assignment), error=str(error))
+            return None
 
 
 def _mismatch(file: BundleFile, digest: str) -> DigestMismatchError:
