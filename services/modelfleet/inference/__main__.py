@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import structlog
 from pydantic import Field
 
 from modelfleet.api.inference.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
@@ -30,6 +32,8 @@ from modelfleet.inference.tokenizer_client import TokenizerClient
 from modelfleet.runtime.cpus import available_cpus
 from modelfleet.runtime.server import Server, run, until_signalled
 from modelfleet.runtime.settings import ServerSettings, read_settings
+
+_log = structlog.get_logger()
 
 SERVICES = ("modelfleet.api.inference.v1.InferenceService", "inference.GRPCInferenceService")
 
@@ -94,10 +98,10 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
     async with (
         open_async_channel(settings.manager, retry=False) as manager_channel,
         open_async_channel(settings.tokenizer, retry=False) as tokenizer_channel,
+        _engine(settings) as engine,
     ):
         cache = Cache(settings.cache_dir)
         manager = ManagerClient(manager_channel, worker=settings.worker, pool=settings.pool)
-        engine = Engine(_LANES[settings.device], settings.max_queue_tokens)
         options = SessionOptions(
             device=settings.device,
             device_id=settings.device_id,
@@ -118,6 +122,7 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
         add_GRPCInferenceServiceServicer_to_server(open_inference, server.grpc)
         await server.start()
         agent_task = asyncio.create_task(agent.run(), name="agent")
+        agent_task.add_done_callback(_stop_if_failed)
         ready_task = asyncio.create_task(_say_ready(agent, server, open_inference), name="ready")
         try:
             yield server
@@ -128,7 +133,23 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
             agent_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await agent_task
-            engine.close()
+
+
+@asynccontextmanager
+async def _engine(settings: Settings) -> AsyncIterator[Engine]:
+    """Give the engine; its threads end with the block, however that ends, since the process would wait for them."""
+    engine = Engine(_LANES[settings.device], settings.max_queue_tokens)
+    try:
+        yield engine
+    finally:
+        await asyncio.to_thread(engine.close)
+
+
+def _stop_if_failed(agent: asyncio.Task[None]) -> None:
+    """Stop a worker that no longer hears the manager: it is started again rather than left behind."""
+    if not agent.cancelled() and (error := agent.exception()):
+        _log.critical("the agent failed; stopping", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
 
 
 async def _say_ready(agent: Agent, server: Server, open_inference: OpenInferenceServicer) -> None:
