@@ -32,8 +32,8 @@ class TextModel:
         self.record = ModelRecord()
         self._inputs = {spec.name: spec.dtype for spec in session.inputs}
         _check_text_inputs(session.inputs)
-        self._output = _chosen_output(session, manifest.output)
-        self._reduce = _reduction(manifest, self._output)
+        self.output = _chosen_output(session, manifest.output)
+        self._reduce = _reduction(manifest, self.output)
 
     def collate(self, rows: Sequence[Row[Job]]) -> Inputs:
         """Return token ids padded to the longest row, and what else the graph asks for: each [rows, tokens]."""
@@ -53,7 +53,7 @@ class TextModel:
 
     def run(self, inputs: Inputs, cancellation: RunCancellation) -> Array:
         """Return the output that the manifest names, or the first."""
-        return self.session.run(inputs, [self._output.name], cancellation)[0]
+        return self.session.run(inputs, [self.output.name], cancellation)[0]
 
     def reduce(self, outputs: Array, rows: Sequence[Row[Job]]) -> Sequence[Array]:
         """Return one float32 array a row; its shape is the task's."""
@@ -79,7 +79,9 @@ class TensorModel:
         self.session = session
         self.limits = limits
         self.record = ModelRecord()
-        self.batches = all(spec.shape and spec.shape[0] is None for spec in (*session.inputs, *session.outputs))
+        self.batches = bool(session.inputs) and all(
+            spec.shape and spec.shape[0] is None for spec in (*session.inputs, *session.outputs)
+        )
         self._outputs = [spec.name for spec in session.outputs]
 
     def collate(self, rows: Sequence[Row[Job]]) -> Inputs:

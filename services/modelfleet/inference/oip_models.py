@@ -45,7 +45,7 @@ def signature(model: LoadedModel) -> Signature:
     labels = len(model.manifest.labels)
     match model.manifest.task:
         case Task.EMBED:
-            dimensions = model.session.outputs[0].shape[-1]
+            dimensions = model.output.shape[-1]
             return Signature((_TEXT,), (TensorSpec("embeddings", _FP32, (None, dimensions)),), batches=True)
         case Task.CLASSIFY:
             scores = TensorSpec("scores", _FP32, (None, labels))
@@ -91,7 +91,8 @@ async def infer(
                 by_document[document.index] = document.score
             return ranked.version, {"scores": by_document}
         case _:
-            inferred = await pipeline.infer(reference, inputs, deadline=deadline)
+            decoded = {name: _decoded_strings(name, array) for name, array in inputs.items()}
+            inferred = await pipeline.infer(reference, decoded, deadline=deadline)
             return inferred.version, inferred.outputs
 
 
@@ -111,13 +112,27 @@ def _strings(inputs: Mapping[str, Array], name: str) -> list[str]:
         raise InvalidInputError(
             f"The input {name!r} has the shape {list(array.shape)}. Send texts as [n] or [n, 1].", field="inputs"
         )
+    return _decoded(name, array)
+
+
+def _decoded_strings(name: str, array: Array) -> Array:
+    """Return BYTES as the strings that graphs take, and any other array as it is."""
+    if array.dtype != _BYTES:
+        return array
+    strings = np.empty(array.size, object)
+    strings[:] = _decoded(name, array)
+    return strings.reshape(array.shape)
+
+
+def _decoded(name: str, array: Array) -> list[str]:
     texts = []
     for index, element in enumerate(array.ravel()):
         try:
             texts.append(element.decode())
         except UnicodeDecodeError as error:
             raise InvalidInputError(
-                f"The input {name!r}, element {index} is not UTF-8: byte {error.start} is 0x{element[error.start]:02x}.",
+                f"The input {name!r}, element {index} is not UTF-8: byte {error.start} is "
+                f"0x{element[error.start]:02x}. Encode texts as UTF-8.",
                 field="inputs",
             ) from None
     return texts

@@ -61,12 +61,12 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         del context
-        async with self._pipeline.held(_reference(request.name, request.version)) as (_, model):
+        async with self._pipeline.held(_reference(request.name, request.version)) as (key, model):
             seen = oip_models.signature(model)
             ready = [held for held in self._served.versions() if held.state is VersionState.READY]
             return pb.ModelMetadataResponse(
                 name=request.name,
-                versions=[str(held.key.model_version) for held in ready if held.key.model == request.name],
+                versions=[str(held.key.model_version) for held in ready if held.key.model == key.model],
                 platform=_PLATFORM,
                 inputs=[_metadata(spec) for spec in seen.inputs],
                 outputs=[_metadata(spec) for spec in seen.outputs],

@@ -115,7 +115,12 @@ def _read(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> A
         array = np.frombuffer(raw, dtype)
     if len(array) != math.prod(shape):
         raise _wrong_size(tensor.name, shape, f"{len(array)} elements")
-    return array.reshape(shape)
+    try:
+        return array.reshape(shape)
+    except ValueError as error:  # no elements in a huge shape, or too many dimensions
+        raise InvalidInputError(
+            f"The input {tensor.name!r} cannot have the shape {list(shape)}: {error}.", field="inputs"
+        ) from None
 
 
 def _numbers(name: str, elements: Sequence[float], dtype: np.dtype[Any]) -> Array:

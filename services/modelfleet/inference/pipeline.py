@@ -158,6 +158,7 @@ class Pipeline:
             if not isinstance(model, TensorModel):
                 raise _wrong_task(version, model.manifest.task, Task.TENSOR)
             rows, key = tensors.check(inputs, model.session.inputs, batches=model.batches, nan=model.manifest.allow_nan)
+            self._check_count(rows, "elements", field="inputs")
             results = await self._engine.submit(model, inputs, [1] * rows, deadline=deadline, key=key)
             outputs = tensors.joined(results, [spec.name for spec in model.session.outputs])
         return Inferred(version, outputs)
@@ -199,6 +200,7 @@ class Pipeline:
         """Return the windows to run: from the tokenizer service, or as the caller sent them."""
         if text.tokens is not None:
             check_token_ids(text.tokens, model.manifest)
+            self._check_count(len(text.tokens.lengths), "sequences", field="token_ids")
             return text.tokens
         field = "texts" if query is None else "documents"
         self._check_texts(text.texts, field=field)
@@ -216,6 +218,7 @@ class Pipeline:
             queries = [query] * len(text.texts)
             tokens = await self._tokenization.tokenize(options, queries, pairs=text.texts, deadline=deadline)
         metrics.STAGE_SECONDS.labels("tokenize").observe(time.monotonic() - started)
+        _require_tokens(tokens, field)
         return tokens
 
     def _tokenizer_digest(self, version: VersionKey) -> str:
@@ -229,11 +232,7 @@ class Pipeline:
     def _check_texts(self, texts: Sequence[str], *, field: str) -> None:
         if not texts:
             raise InvalidInputError(f"{field} is empty. Give at least one text.", field=field)
-        if len(texts) > self._limits.max_texts:
-            raise InvalidInputError(
-                f"{field} has {len(texts)} texts; one request takes at most {self._limits.max_texts}. Send several.",
-                field=field,
-            )
+        self._check_count(len(texts), "texts", field=field)
         for index, text in enumerate(texts):
             if not text:
                 raise InvalidInputError(f"{field}[{index}] is empty. Give at least one character.", field=field)
@@ -244,6 +243,23 @@ class Pipeline:
                     f"{self._limits.max_text_bytes}. Split it.",
                     field=field,
                 )
+
+    def _check_count(self, count: int, of: str, *, field: str) -> None:
+        if count > self._limits.max_texts:
+            raise InvalidInputError(
+                f"{field} has {count} {of}; one request takes at most {self._limits.max_texts}. Send several.",
+                field=field,
+            )
+
+
+def _require_tokens(tokens: Tokens, field: str) -> None:
+    # A tokenizer that adds no special tokens may leave nothing of a text.
+    if not tokens.lengths.all():
+        index = int(np.argmin(tokens.token_counts))
+        raise InvalidInputError(
+            f"{field}[{index}] has no tokens: the model's tokenizer drops all of its characters. Leave it out.",
+            field=field,
+        )
 
 
 def _wrong_task(version: VersionKey, has: Task, wanted: Task) -> WrongTaskError:
