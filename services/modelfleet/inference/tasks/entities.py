@@ -8,6 +8,7 @@ entity.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,17 +84,21 @@ def _without_special_tokens(window: LabelledWindow) -> LabelledWindow:
 
 def _joined(windows: Sequence[LabelledWindow]) -> LabelledWindow:
     """Cut each overlap in its middle: every token is then read where it lies farther from an edge."""
-    kept = list(windows)
-    for position in range(1, len(kept)):
-        before, after = kept[position - 1], kept[position]
-        if not len(after.offsets):
-            continue
-        shared = int((before.offsets[:, 0] >= after.offsets[0, 0]).sum())
-        from_after = shared // 2
-        keep = len(before.offsets) - from_after
-        kept[position - 1] = LabelledWindow(before.probabilities[:keep], before.offsets[:keep])
-        skip = shared - from_after
-        kept[position] = LabelledWindow(after.probabilities[skip:], after.offsets[skip:])
+    filled = [window for window in windows if len(window.offsets)] or windows[:1]
+    # Characters at which reading passes from one window to the next.
+    cuts = [0, *(_cut(before, after) for before, after in pairwise(filled)), np.iinfo(np.int32).max]
+    read = [
+        (window.offsets[:, 0] >= start) & (window.offsets[:, 0] < end)
+        for window, (start, end) in zip(filled, pairwise(cuts), strict=True)
+    ]
     return LabelledWindow(
-        np.concatenate([window.probabilities for window in kept]), np.concatenate([window.offsets for window in kept])
+        np.concatenate([window.probabilities[mask] for window, mask in zip(filled, read, strict=True)]),
+        np.concatenate([window.offsets[mask] for window, mask in zip(filled, read, strict=True)]),
     )
+
+
+def _cut(before: LabelledWindow, after: LabelledWindow) -> int:
+    last = before.offsets[-1, 0]
+    shared = int((after.offsets[:, 0] <= last).sum())
+    middle = (shared + 1) // 2
+    return int(after.offsets[middle, 0]) if middle < len(after.offsets) else int(last) + 1
