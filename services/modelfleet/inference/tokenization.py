@@ -2,7 +2,8 @@
 One hop to the tokenizer service, shared.
 
 Requests that arrive while a call is in flight leave together in the next one: under load the hop's cost is divided by
-many, and when idle nothing waits. Only requests with equal options share a call.
+many, and when idle nothing waits. Only requests with equal options share a call. A large request, whose call takes long
+anyway, has one of its own beside them.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import numpy as np
 
 from modelfleet.inference.tokens import Tokens
 from modelfleet.runtime import telemetry
-from modelfleet.runtime.errors import DeadlineExpiredError, InvalidInputError, ModelfleetError
+from modelfleet.runtime.errors import DeadlineExpiredError, InvalidInputError
 
 # A shared call carries the ids of at most this many requests.
 _LOGGED_IDS = 8
@@ -54,17 +55,18 @@ class Tokenizer(Protocol):
 class _Waiting:
     texts: Sequence[str]
     pairs: Sequence[str]
+    characters: int
     deadline: float
     request_id: str
     future: asyncio.Future[Tokens]
 
 
 class Tokenization:
-    """Coalesces calls; `max_texts` bounds the texts in one, unless a single request has more."""
+    """Coalesces calls; `max_characters` bounds those in a shared one, and a request with more goes alone."""
 
-    def __init__(self, tokenizer: Tokenizer, max_texts: int = 1024) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_characters: int = 1 << 17) -> None:
         self._tokenizer = tokenizer
-        self._max_texts = max_texts
+        self._max_characters = max_characters
         self._waiting: dict[TokenizeOptions, list[_Waiting]] = {}
         self._calls: dict[TokenizeOptions, asyncio.Task[None]] = {}
 
@@ -78,7 +80,11 @@ class Tokenization:
         InvalidInputError.
         """
         future: asyncio.Future[Tokens] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(texts, pairs, deadline, telemetry.request_id.get(), future)
+        characters = sum(map(len, texts)) + sum(map(len, pairs))
+        waiting = _Waiting(texts, pairs, characters, deadline, telemetry.request_id.get(), future)
+        if characters > self._max_characters:
+            await self._call(options, [waiting])
+            return future.result()
         self._waiting.setdefault(options, []).append(waiting)
         if options not in self._calls:
             self._calls[options] = asyncio.create_task(self._call_until_none_waits(options))
@@ -94,10 +100,10 @@ class Tokenization:
     def _next_group(self, options: TokenizeOptions) -> list[_Waiting]:
         """Take the oldest requests that somebody waits for and that fit one call: all pairs, or none."""
         waiting = [one for one in self._waiting.pop(options, []) if not one.future.done()]
-        group, texts = waiting[:1], len(waiting[0].texts) if waiting else 0
+        group, characters = waiting[:1], waiting[0].characters if waiting else 0
         for one in waiting[1:]:
-            texts += len(one.texts)
-            if texts > self._max_texts or bool(one.pairs) != bool(group[0].pairs):
+            characters += one.characters
+            if characters > self._max_characters or bool(one.pairs) != bool(group[0].pairs):
                 break
             group.append(one)
         if rest := waiting[len(group) :]:
@@ -120,7 +126,7 @@ class Tokenization:
             else:  # one request's fault must not fail the others
                 for one in group:
                     await self._call(options, [one])
-        except ModelfleetError as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, it goes to those who wait; the next call is made
             _reject(group, error)
         else:
             for one, part in zip(group, _split(tokens, [len(one.texts) for one in group]), strict=True):
@@ -128,7 +134,7 @@ class Tokenization:
                     one.future.set_result(part)
 
 
-def _reject(group: list[_Waiting], error: ModelfleetError) -> None:
+def _reject(group: list[_Waiting], error: Exception) -> None:
     for one in group:
         if not one.future.done():
             one.future.set_exception(error)
