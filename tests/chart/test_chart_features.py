@@ -1,0 +1,271 @@
+"""What the chart's values do beside pools."""
+
+import json
+
+import pytest
+from harness.chart import CHART, render, render_file
+
+SERVERS = {"tokenizer": 8002, "pool-default": 8001, "manager": 8003}
+
+
+@pytest.mark.parametrize(("name", "port"), SERVERS.items())
+def test_probes_ask_the_server_by_grpc(name: str, port: int) -> None:
+    container = render().container(name)
+
+    assert container["readinessProbe"]["grpc"] == {"port": port}
+    assert container["startupProbe"]["grpc"] == {"port": port}
+    assert container["livenessProbe"]["grpc"] == {"port": port, "service": "liveness"}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_grace_period_covers_the_drain(name: str) -> None:
+    rendered = render({"drain": {"preStopSeconds": 3, "delaySeconds": 7, "timeoutSeconds": 100}})
+    pod = rendered.one("Deployment", name)["spec"]["template"]["spec"]
+
+    assert pod["terminationGracePeriodSeconds"] == 3 + 7 + 100 + 10
+    assert pod["containers"][0]["lifecycle"]["preStop"] == {"sleep": {"seconds": 3}}
+    assert rendered.environment(name)["MODELFLEET_DRAIN_DELAY_S"] == "7"
+    assert rendered.environment(name)["MODELFLEET_DRAIN_TIMEOUT_S"] == "100"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("nodeSelector", {"pool": "cpu"}),
+        ("tolerations", [{"key": "dedicated", "operator": "Exists"}]),
+        ("runtimeClassName", "gvisor"),
+        ("priorityClassName", "high"),
+    ],
+)
+def test_common_scheduling_reaches_every_pod_and_job(key: str, value: object) -> None:
+    values = {
+        "scheduling": {key: value},
+        "image": {"pullSecrets": [{"name": "registry"}]},
+        "inference": {"poolDefaults": {"nodeSelector": {"nvidia.com/gpu.present": None}, "tolerations": []}},
+        "models": {"initial": [{"name": "m", "source": "hf://a/b"}]},
+        "batch": {"enabled": True, "model": "m", "input": "s3://a/*", "output": "s3://b"},
+    }
+
+    pods = dict(render(values).pods())
+
+    assert len(pods) == 6
+    for name, pod in pods.items():
+        assert pod[key] == value, name
+        assert pod["imagePullSecrets"] == [{"name": "registry"}], name
+
+
+@pytest.mark.parametrize("component", ["tokenizer", "manager", "models", "batch", "test"])
+def test_each_component_and_job_replaces_a_part_of_scheduling(component: str) -> None:
+    values = {
+        "scheduling": {"nodeSelector": {"common": "yes"}},
+        "models": {"initial": [{"name": "m", "source": "hf://a/b"}]},
+        "batch": {"enabled": True, "model": "m", "input": "s3://a/*", "output": "s3://b"},
+    }
+    values[component] = {**values.get(component, {}), "nodeSelector": {"own": "yes"}}
+
+    own = [name for name, pod in render(values).pods() if pod.get("nodeSelector") == {"own": "yes"}]
+
+    assert len(own) == 1
+    assert component in own[0]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ({}, "modelfleet/tokenizer:0.1.0"),
+        ({"registry": "registry.example.com/ml/"}, "registry.example.com/ml/modelfleet/tokenizer:0.1.0"),
+        ({"tag": "1.2"}, "modelfleet/tokenizer:1.2"),
+    ],
+)
+def test_images_come_from_the_registry(image: dict, expected: str) -> None:
+    assert render({"image": image}).container("tokenizer")["image"] == expected
+
+
+def test_a_component_has_an_image_of_its_own_by_digest() -> None:
+    image = {"repository": "example.com/t", "digest": "sha256:abc", "tag": "ignored"}
+
+    assert render({"tokenizer": {"image": image}}).container("tokenizer")["image"] == "example.com/t@sha256:abc"
+
+
+@pytest.mark.parametrize("component", ["tokenizer", "inference", "manager"])
+def test_each_service_is_reached_through_one_address_or_all(component: str) -> None:
+    services = render().of("Service")
+
+    assert services[f"demo-modelfleet-{component}"]["spec"]["type"] == "ClusterIP"
+    assert services[f"demo-modelfleet-{component}-headless"]["spec"]["clusterIP"] == "None"
+
+
+def test_tokenizers_are_scaled_by_cpu() -> None:
+    rendered = render({"tokenizer": {"autoscaling": {"enabled": True}}})
+
+    spec = rendered.one("HorizontalPodAutoscaler", "tokenizer")["spec"]
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 10)
+    assert "replicas" not in rendered.one("Deployment", "tokenizer")["spec"]
+
+
+def test_a_manager_on_sqlite_is_alone_and_keeps_its_volume() -> None:
+    rendered = render()
+    deployment = rendered.one("Deployment", "manager")["spec"]
+
+    assert deployment["replicas"] == 1
+    assert deployment["strategy"] == {"type": "Recreate"}
+    claim = rendered.one("PersistentVolumeClaim", "manager")
+    assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert "MODELFLEET_DATABASE_URL" not in rendered.environment("manager")
+
+
+def test_managers_on_postgresql_and_s3_are_several_without_a_volume() -> None:
+    rendered = render_file(CHART / "examples" / "production.yaml")
+    deployment = rendered.one("Deployment", "manager")["spec"]
+
+    assert deployment["replicas"] == 3
+    assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert not rendered.of("PersistentVolumeClaim")
+    variables = rendered.environment("manager")
+    assert variables["MODELFLEET_DATABASE_URL"] == {"secretKeyRef": {"name": "modelfleet-database", "key": "url"}}
+    assert variables["MODELFLEET_BLOB_URL"] == "s3://models/prod"
+    assert variables["AWS_REGION"] == "eu-central-1"
+    assert rendered.container("manager")["envFrom"] == [{"secretRef": {"name": "modelfleet-bucket"}}]
+
+
+def test_initial_models_are_pushed_after_each_install_and_upgrade() -> None:
+    job = render_file(CHART / "examples" / "production.yaml").one("Job", "models")
+
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade"
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    assert json.loads(variables["MODELFLEET_INITIAL_MODELS"]) == [
+        {"name": "minilm", "alias": "stable", "source": "hf://sentence-transformers/all-MiniLM-L6-v2@main"},
+        {"name": "pii", "alias": "canary", "source": "s3://models/bundles/pii"},
+    ]
+    assert container["envFrom"] == [{"secretRef": {"name": "modelfleet-hub"}}]
+
+
+def test_initial_models_from_a_claim_are_mounted() -> None:
+    job = render_file(CHART / "examples" / "batch.yaml").one("Job", "models")["spec"]["template"]["spec"]
+
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in job["containers"][0]["volumeMounts"]
+    assert {"name": "models", "persistentVolumeClaim": {"claimName": "bundles", "readOnly": True}} in job["volumes"]
+
+
+def test_a_batch_is_an_indexed_job_with_a_shard_for_each_pod() -> None:
+    ((_, job),) = ((n, j) for n, j in render_file(CHART / "examples" / "batch.yaml").of("Job").items() if "batch" in n)
+    spec = job["spec"]
+
+    assert spec["completionMode"] == "Indexed"
+    assert (spec["completions"], spec["parallelism"]) == (16, 8)
+    assert spec["template"]["spec"]["containers"][0]["args"] == [
+        "batch",
+        "embed",
+        "--model=minilm",
+        "--input=texts/*.jsonl.gz",
+        "--output=vectors",
+        "--shard=$(JOB_COMPLETION_INDEX)/16",
+    ]
+
+
+def test_another_batch_is_another_job() -> None:
+    def name(**batch: object) -> str:
+        values = {"enabled": True, "model": "m", "input": "s3://a/*", "output": "s3://b", **batch}
+        return next(name for name in render({"batch": values}).of("Job") if "batch" in name)
+
+    assert name() == name()
+    assert name() != name(shards=5)
+    assert name() != name(image={"tag": "2"})
+
+
+def test_the_test_checks_the_devices_and_drains_a_tokenizer() -> None:
+    rendered = render()
+    pod = rendered.one("Job", "test")["spec"]["template"]["spec"]
+
+    assert "--device=cuda" in pod["containers"][0]["args"]
+    assert (
+        "--evict=app.kubernetes.io/instance=demo,app.kubernetes.io/component=tokenizer" in pod["containers"][0]["args"]
+    )
+    assert rendered.one("Role", "test")["rules"] == [
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+        {"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]},
+    ]
+
+
+def test_a_single_tokenizer_is_not_evicted() -> None:
+    rendered = render({"tokenizer": {"replicas": 1}})
+
+    assert "evict" not in str(rendered.one("Job", "test"))
+    assert "demo-modelfleet-test" not in rendered.of("Role")
+
+
+def test_the_network_lets_in_callers_alone() -> None:
+    policies = render_file(CHART / "examples" / "production.yaml").of("NetworkPolicy")
+    tokenizer = policies["demo-modelfleet-tokenizer"]["spec"]
+
+    calls, metrics = tokenizer["ingress"]
+    assert calls["ports"] == [{"port": 8002}]
+    components = [
+        peer["podSelector"]["matchLabels"].get("app.kubernetes.io/component")
+        for peer in calls["from"]
+        if "podSelector" in peer
+    ]
+    assert components == ["inference", "client", None]
+    assert {"namespaceSelector": {"matchLabels": {"team": "search"}}} in calls["from"]
+    assert metrics["ports"] == [{"port": 9002}]
+    assert tokenizer["policyTypes"] == ["Ingress", "Egress"]
+    assert policies["demo-modelfleet-manager"]["spec"]["policyTypes"] == ["Ingress"]
+
+
+def test_jobs_of_the_release_are_let_in() -> None:
+    for name, job in render_file(CHART / "examples" / "batch.yaml").of("Job").items():
+        assert job["spec"]["template"]["metadata"]["labels"]["modelfleet.dev/client"] == "true", name
+
+
+def test_nothing_of_monitoring_is_made_unless_asked_for() -> None:
+    assert not {found["kind"] for found in render().objects} & {"ServiceMonitor", "PrometheusRule", "ConfigMap"}
+
+
+def test_a_monitor_finds_the_headless_services() -> None:
+    rendered = render_file(CHART / "examples" / "production.yaml")
+    selector = rendered.one("ServiceMonitor", "")["spec"]["selector"]["matchLabels"]
+
+    found = {
+        name
+        for name, service in rendered.of("Service").items()
+        if selector.items() <= service["metadata"]["labels"].items()
+    }
+    assert found == {f"demo-modelfleet-{component}-headless" for component in ("tokenizer", "inference", "manager")}
+
+
+def test_the_dashboard_is_json() -> None:
+    data = render_file(CHART / "examples" / "production.yaml").one("ConfigMap", "dashboard")["data"]
+
+    assert len(json.loads(data["modelfleet.json"])["panels"]) == 12
+
+
+def test_notes_print_the_next_commands() -> None:
+    notes = render().notes
+
+    assert "helm test demo -n ml --logs" in notes
+    assert "kubectl -n ml rollout status deployment/demo-modelfleet-pool-default" in notes
+    assert "port-forward svc/demo-modelfleet-inference 8001" in notes
+    assert "--set inference.pools.default.runtimeClassName=nvidia" in notes
+    assert "runtimeClassName" not in render_file(CHART / "values-cpu.yaml").notes
+
+
+def test_without_rbac_the_manager_has_no_token_and_knows_no_pools() -> None:
+    rendered = render({"manager": {"rbac": {"create": False}}})
+
+    assert "demo-modelfleet-manager" not in rendered.of("Role")
+    pod = rendered.one("Deployment", "manager")["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert "MODELFLEET_POOLS" not in rendered.environment("manager")
+
+
+def test_the_manager_knows_its_pools_by_their_labels() -> None:
+    rendered = render()
+    selector = dict(part.split("=") for part in rendered.environment("manager")["MODELFLEET_POOL_SELECTOR"].split(","))
+
+    found = {
+        name
+        for name, deployment in rendered.of("Deployment").items()
+        if selector.items() <= deployment["metadata"]["labels"].items()
+    }
+    assert found == {"demo-modelfleet-pool-default"}
