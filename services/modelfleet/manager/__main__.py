@@ -9,13 +9,18 @@ import prometheus_client
 from pydantic import Field
 
 from modelfleet.api.manager.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from modelfleet.api.manager.v1.rollout_service_pb2_grpc import add_RolloutServiceServicer_to_server
 from modelfleet.api.manager.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from modelfleet.manager.assignments import Assignments
 from modelfleet.manager.blob_store import BlobStore
 from modelfleet.manager.blobs import Blobs
+from modelfleet.manager.leadership import Leadership
 from modelfleet.manager.metrics import ManagerCollector
 from modelfleet.manager.registry import Registry
+from modelfleet.manager.rollout_control import RolloutControl
+from modelfleet.manager.rollouts import Rollouts
 from modelfleet.manager.servicers.model_servicer import ModelServicer
+from modelfleet.manager.servicers.rollout_servicer import RolloutServicer
 from modelfleet.manager.servicers.worker_servicer import WorkerServicer
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.uploads import Uploads
@@ -23,7 +28,11 @@ from modelfleet.manager.workers import Workers
 from modelfleet.runtime.server import Server, run, until_signalled
 from modelfleet.runtime.settings import ServerSettings, read_settings
 
-SERVICES = ("modelfleet.api.manager.v1.ModelService", "modelfleet.api.manager.v1.WorkerService")
+SERVICES = (
+    "modelfleet.api.manager.v1.ModelService",
+    "modelfleet.api.manager.v1.RolloutService",
+    "modelfleet.api.manager.v1.WorkerService",
+)
 
 
 class Settings(ServerSettings):
@@ -41,6 +50,8 @@ class Settings(ServerSettings):
     """URL of the place of the blobs. Empty for DATA_DIR/blobs."""
     worker_ttl_s: float = Field(default=60, gt=0)
     """A worker that has not reported for this long is taken for gone."""
+    leader_lease_s: float = Field(default=5, gt=0)
+    """Of several managers on one database one leads rollouts; another takes over when it is silent for this long."""
 
     @property
     def database(self) -> str:
@@ -61,19 +72,30 @@ async def managing(settings: Settings) -> AsyncIterator[Server]:
     store = await asyncio.to_thread(BlobStore, settings.blobs)
     await asyncio.to_thread(store.sweep)
     blobs = Blobs(store, database)
-    workers = Workers(settings.worker_ttl_s)
-    collector = ManagerCollector(database, workers)
     async with Assignments(database) as assignments:
+        workers = Workers(database, settings.worker_ttl_s)
+        control = RolloutControl(database, workers, Leadership(database, settings.leader_lease_s), assignments.changed)
+
+        def changed() -> None:
+            assignments.changed()
+            control.wake()
+
         registry = Registry(database, assignments.changed)
+        rollouts = Rollouts(database, workers, changed)
+        collector = ManagerCollector(database, workers)
         server = Server(settings, SERVICES)
         add_ModelServiceServicer_to_server(ModelServicer(registry, blobs, Uploads(blobs, registry)), server.grpc)
+        add_RolloutServiceServicer_to_server(RolloutServicer(rollouts), server.grpc)
         add_WorkerServiceServicer_to_server(WorkerServicer(assignments, workers), server.grpc)
         await server.start()
         prometheus_client.REGISTRY.register(collector)
         await server.set_serving(serving=True)
+        controlling = asyncio.create_task(control.run(), name="rollouts")
         try:
             yield server
         finally:
+            controlling.cancel()
+            await asyncio.wait([controlling])
             await assignments.close()  # watches never end by themselves, and the drain waits for running calls
             await server.drain()
             prometheus_client.REGISTRY.unregister(collector)

@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from typing import Self
 
 import structlog
-from sqlalchemy import exists, select
+from sqlalchemy import select, tuple_
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from modelfleet.manager.registry import ModelVersion, to_model_version
+from modelfleet.manager.rollout_decisions import Rollout
+from modelfleet.manager.rollout_states import HOLDING_BOTH, RolloutState
+from modelfleet.manager.rollouts import to_rollout
 from modelfleet.manager.store.database import Database
-from modelfleet.manager.store.tables import AliasRow, AssignmentRevisionRow, ModelVersionRow
+from modelfleet.manager.store.tables import AliasRow, AssignmentRevisionRow, ModelVersionRow, RolloutRow
 from modelfleet.runtime.errors import DrainingError, ModelfleetError
 
 _RETRY_S = 1.0
+_POLL_S = 1.0  # for what other managers change
 
 _log = structlog.get_logger()
 
@@ -49,7 +54,8 @@ class Assignments:
     """
     Keeps the newest assignment and tells all watchers of it, between entering and leaving its context.
 
-    Every version that an alias names is assigned to every worker.
+    Every version that an alias names is assigned to every worker, and during a rollout its old and its new version.
+    What another manager changes in the same database is found within a second.
     """
 
     def __init__(self, database: Database) -> None:
@@ -64,13 +70,14 @@ class Assignments:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._current = await asyncio.to_thread(self._read)
-        self._refreshing = asyncio.create_task(self._refresh())
+        self._tasks = [asyncio.create_task(self._refresh()), asyncio.create_task(self._poll())]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-        self._refreshing.cancel()
-        await asyncio.wait([self._refreshing])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
 
     def changed(self) -> None:
         """Have the assignment read again. May be called from any thread."""
@@ -119,6 +126,17 @@ class Assignments:
                 self._changes_read = changes
                 self._condition.notify_all()
 
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_S)
+            try:
+                revision = await asyncio.to_thread(self._read_revision)
+            except (SQLAlchemyError, ModelfleetError) as error:
+                _log.warning("revision not read", error=str(error))
+            else:
+                if revision != self._current.revision:
+                    self._note_change()
+
     def _note_change(self) -> None:
         self._changes += 1
         self._stale.set()
@@ -126,15 +144,35 @@ class Assignments:
     def _read(self) -> Assignment:
         with self._database.reading() as session:
             # The revision first: where reads are not of one moment, what follows is newer than it says, never older.
-            revision = session.execute(select(AssignmentRevisionRow.revision)).scalar_one()
-            routes = [
-                AliasRoute(row.model, row.alias, (WeightedVersion(row.model_version, 1),))
-                for row in session.scalars(select(AliasRow).order_by(AliasRow.model, AliasRow.alias))
-            ]
-            is_named = exists().where(
-                AliasRow.model == ModelVersionRow.model, AliasRow.model_version == ModelVersionRow.model_version
-            )
+            revision = _revision(session)
+            aliases = session.scalars(select(AliasRow).order_by(AliasRow.model, AliasRow.alias)).all()
+            rollouts = session.scalars(select(RolloutRow).where(RolloutRow.state.in_(HOLDING_BOTH))).all()
+            numbers = {(row.model, row.model_version) for row in aliases}
+            for row in rollouts:
+                numbers |= {(row.model, row.model_version), (row.model, row.old_model_version)}
+            by_key = tuple_(ModelVersionRow.model, ModelVersionRow.model_version)
             versions = session.scalars(
-                select(ModelVersionRow).where(is_named).order_by(ModelVersionRow.model, ModelVersionRow.model_version)
+                select(ModelVersionRow)
+                .where(by_key.in_(numbers))
+                .order_by(ModelVersionRow.model, ModelVersionRow.model_version)
             )
+            canaries = {(row.model, row.alias): to_rollout(row) for row in rollouts if row.state == RolloutState.CANARY}
+            routes = [_route(row, canaries.get((row.model, row.alias))) for row in aliases]
             return Assignment(revision, tuple(to_model_version(row) for row in versions), tuple(routes))
+
+    def _read_revision(self) -> int:
+        with self._database.reading() as session:
+            return _revision(session)
+
+
+def _revision(session: Session) -> int:
+    return session.execute(select(AssignmentRevisionRow.revision)).scalar_one()
+
+
+def _route(row: AliasRow, canary: Rollout | None) -> AliasRoute:
+    if canary is None:
+        return AliasRoute(row.model, row.alias, (WeightedVersion(row.model_version, 1),))
+    percent = canary.events[-1].percent
+    # The new version first: affinity keys fall on it from 0 up, so that those it has it keeps when its share grows.
+    shares = (WeightedVersion(canary.spec.model_version, percent), WeightedVersion(row.model_version, 100 - percent))
+    return AliasRoute(row.model, row.alias, shares)

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from modelfleet.bundle.bundle import Bundle, BundleFile
 from modelfleet.bundle.reference import ModelReference, check_alias_name, check_model_name
-from modelfleet.manager.blobs import stored_sizes
+from modelfleet.manager.aliases import check_free, next_revision, point, rollout_with
+from modelfleet.manager.blobs import note_use, stored_sizes
 from modelfleet.manager.paging import Page, PageRequest
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import (
     AliasRow,
-    AssignmentRevisionRow,
     BundleFileRow,
     ModelRow,
     ModelVersionRow,
@@ -88,19 +88,21 @@ class Registry:
         """
         Make a bundle the next version of a model, and point an alias at it, in one transaction.
 
-        Raises InvalidInputError for bad names, StateConflictError when a blob is missing, and InvalidBundleError when
-        one has another size than the bundle says.
+        Raises InvalidInputError for bad names, StateConflictError when a blob is missing or a rollout has the alias,
+        and InvalidBundleError when a blob has another size than the bundle says.
         """
         check_model_name(model)
         if alias is not None:
             check_alias_name(alias)
         with self._database.writing() as session:
+            if alias is not None:
+                check_free(session, model, alias)
             version = session.scalar(select(ModelVersionRow).filter_by(model=model, bundle_digest=bundle.digest))
             created = version is None
             if version is None:
                 _check_blobs(session, bundle)
                 version = _next_version(session, model, bundle)
-            moved = alias is not None and _point(session, model, alias, version.model_version)
+            moved = alias is not None and point(session, model, alias, version.model_version)
             registration = Registration(to_model_version(version), created)
         number = registration.model_version.model_version
         _log.info("model version registered", model=model, model_version=number, alias=alias, created=created)
@@ -127,7 +129,7 @@ class Registry:
         """Return the version that a reference names. Raises NotFoundErrors that name what there is instead."""
         with self._database.reading() as session:
             number = reference.model_version or _pointed(session, reference.model, reference.alias or "")
-            return to_model_version(_existing_version(session, reference.model, number))
+            return to_model_version(existing_version(session, reference.model, number))
 
     def model_versions(self, model: str, page: PageRequest) -> Page[ModelVersion]:
         """Return a page of a model's versions, newest first. Raises ModelNotFoundError, InvalidInputError."""
@@ -143,40 +145,48 @@ class Registry:
             return Page.cut(versions, limit, listing, lambda version: version.model_version)
 
     def delete_model_version(self, model: str, model_version: int) -> None:
-        """Delete a version; its number is never used again. Raises StateConflictError while an alias names it."""
+        """Delete a version; its number is never used again. Raises StateConflictError while something names it."""
         check_model_name(model)
         _check_number(model_version)
         with self._database.writing() as session:
-            row = _existing_version(session, model, model_version)
+            row = existing_version(session, model, model_version)
+            if (rollout := rollout_with(session, model, model_version)) is not None:
+                raise StateConflictError(
+                    f"Model {model!r} version {model_version} cannot be deleted: it is under rollout {rollout}. "
+                    "Abort that, or wait until it is over."
+                )
             if aliases := _aliases_of(session, model, model_version):
                 raise StateConflictError(
                     f"Model {model!r} version {model_version} cannot be deleted: {_listed(aliases)} of the model "
                     "names it. Point the alias at another version or delete it first."
                 )
+            note_use(session, (file.sha256 for file in row.files))
             session.delete(row)
         _log.info("model version deleted", model=model, model_version=model_version)
 
     def set_alias(self, model: str, alias: str, model_version: int) -> Alias:
-        """Point an alias at a version, whether or not it exists. Raises ModelVersionNotFoundError."""
+        """Point an alias at a version, whether or not it exists. Raises what `existing_version` and `check_free` do."""
         check_model_name(model)
         check_alias_name(alias)
         _check_number(model_version)
         with self._database.writing() as session:
-            _existing_version(session, model, model_version)
-            moved = _point(session, model, alias, model_version)
+            existing_version(session, model, model_version)
+            check_free(session, model, alias)
+            moved = point(session, model, alias, model_version)
         _log.info("alias set", model=model, alias=alias, model_version=model_version, moved=moved)
         if moved:
             self._assignment_changed()
         return Alias(alias, model_version)
 
     def delete_alias(self, model: str, alias: str) -> None:
-        """Delete an alias. Raises AliasNotFoundError."""
+        """Delete an alias. Raises AliasNotFoundError, and StateConflictError while a rollout has it."""
         check_model_name(model)
         check_alias_name(alias)
         with self._database.writing() as session:
             _pointed(session, model, alias)
+            check_free(session, model, alias)
             session.delete(session.get_one(AliasRow, (model, alias)))
-            _bump(session)
+            next_revision(session)
         _log.info("alias deleted", model=model, alias=alias)
         self._assignment_changed()
 
@@ -225,22 +235,6 @@ def _next_version(session: Session, model: str, bundle: Bundle) -> ModelVersionR
     return version
 
 
-def _point(session: Session, model: str, alias: str, model_version: int) -> bool:
-    row = session.get(AliasRow, (model, alias))
-    if row is None:
-        session.add(AliasRow(model=model, alias=alias, model_version=model_version))
-    elif row.model_version == model_version:
-        return False
-    else:
-        row.model_version = model_version
-    _bump(session)
-    return True
-
-
-def _bump(session: Session) -> None:
-    session.execute(update(AssignmentRevisionRow).values(revision=AssignmentRevisionRow.revision + 1))
-
-
 def _models(session: Session, rows: Iterable[ModelRow]) -> list[Model]:
     rows = list(rows)
     names = [row.model for row in rows]
@@ -276,7 +270,8 @@ def _existing(session: Session, model: str) -> ModelRow:
     return row
 
 
-def _existing_version(session: Session, model: str, model_version: int) -> ModelVersionRow:
+def existing_version(session: Session, model: str, model_version: int) -> ModelVersionRow:
+    """Return the row of a version. Raises ModelNotFoundError and ModelVersionNotFoundError that name what there is."""
     row = session.get(ModelVersionRow, (model, model_version))
     if row is None:
         _existing(session, model)

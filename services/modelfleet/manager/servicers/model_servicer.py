@@ -103,6 +103,10 @@ class ModelServicer(ModelServiceServicer):
         await asyncio.to_thread(self._registry.delete_model_version, request.model, request.model_version)
         return pb.DeleteModelVersionResponse()
 
+    async def GetBlobUrl(self, request: pb.GetBlobUrlRequest, context: Context) -> pb.GetBlobUrlResponse:
+        del context
+        return pb.GetBlobUrlResponse(url=await self._blobs.signed_url(request.sha256))
+
     async def DownloadBlob(
         self, request: pb.DownloadBlobRequest, context: Context
     ) -> AsyncIterator[pb.DownloadBlobResponse]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from modelfleet.api.manager.v1.version_state_pb2 import VersionState as VersionS
 from modelfleet.api.manager.v1.worker_service_pb2_grpc import WorkerServiceServicer
 from modelfleet.manager.assignments import Assignment, Assignments
 from modelfleet.manager.servicers.messages import model_version_message
-from modelfleet.manager.workers import VersionState, VersionStatus, Workers, WorkerStatus
+from modelfleet.manager.workers import SessionMemory, Traffic, VersionState, VersionStatus, Workers, WorkerStatus
 from modelfleet.runtime.errors import InvalidInputError
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -37,17 +38,9 @@ class WorkerServicer(WorkerServiceServicer):
 
     async def ReportStatus(self, request: pb.ReportStatusRequest, context: Context) -> pb.ReportStatusResponse:
         del context
-        self._workers.report(
-            WorkerStatus(
-                request.worker,
-                request.pool,
-                request.revision,
-                tuple(
-                    VersionStatus(version.model, version.model_version, _state(version), version.reason)
-                    for version in request.versions
-                ),
-            )
-        )
+        versions = tuple(_version_status(version) for version in request.versions)
+        status = WorkerStatus(request.worker, request.pool, request.revision, versions)
+        await asyncio.to_thread(self._workers.report, status)
         return pb.ReportStatusResponse()
 
 
@@ -66,6 +59,19 @@ def _assignment_message(assignment: Assignment) -> pb.Assignment:
             )
             for route in assignment.routes
         ],
+    )
+
+
+def _version_status(version: pb.VersionStatus) -> VersionStatus:
+    memory, traffic = version.memory, version.traffic
+    return VersionStatus(
+        version.model,
+        version.model_version,
+        _state(version),
+        version.reason,
+        tuple(version.providers),
+        SessionMemory(memory.host_bytes, memory.host_peak_bytes, memory.device_bytes, memory.device_peak_bytes),
+        Traffic(traffic.request_count, traffic.failure_count, tuple(traffic.latency_counts)),
     )
 
 

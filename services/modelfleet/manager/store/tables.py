@@ -6,8 +6,10 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     MetaData,
     String,
     Text,
@@ -131,3 +133,66 @@ class AssignmentRevisionRow(Table):
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     revision: Mapped[int]
+
+
+class RolloutRow(Table):
+    """
+    A rollout. What it names may be deleted once it is over, so it refers to nothing.
+
+    `revision` is that of the assignment when the present state, or step of the canary, was entered; `baseline_json`
+    holds what each worker had answered by then.
+    """
+
+    __tablename__ = "rollouts"
+    __table_args__ = (Index("ix_rollouts_model_alias", "model", "alias"),)
+
+    rollout: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    model: Mapped[str] = mapped_column(_NAME)
+    alias: Mapped[str] = mapped_column(_NAME)
+    model_version: Mapped[int]
+    old_model_version: Mapped[int]
+    spec_json: Mapped[str]
+    state: Mapped[str] = mapped_column(_NAME, index=True)
+    step: Mapped[int]
+    revision: Mapped[int]
+    baseline_json: Mapped[str]
+    events: Mapped[list["RolloutEventRow"]] = relationship(
+        order_by="RolloutEventRow.number", cascade="all, delete-orphan", lazy="selectin"
+    )
+
+
+class RolloutEventRow(Table):
+    """A state that a rollout has entered, or a step of its canary."""
+
+    __tablename__ = "rollout_events"
+
+    rollout: Mapped[int] = mapped_column(ForeignKey(RolloutRow.rollout), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    state: Mapped[str] = mapped_column(_NAME)
+    percent: Mapped[int]
+    reason: Mapped[str]
+    time: Mapped[datetime]
+
+
+class WorkerRow(Table):
+    """The newest report of a worker. `report_count` tells that it is news; `report_time` is for people to read."""
+
+    __tablename__ = "workers"
+
+    worker: Mapped[str] = mapped_column(_PATH, primary_key=True)
+    pool: Mapped[str]
+    revision: Mapped[int]
+    versions_json: Mapped[str]
+    report_count: Mapped[int]
+    report_time: Mapped[datetime]
+
+
+class LeaseRow(Table):
+    """Who leads. The holder counts `renewals` up; one that does not for `duration_s` seconds has lost it."""
+
+    __tablename__ = "leases"
+
+    lease: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    holder: Mapped[str]
+    renewals: Mapped[int]
+    duration_s: Mapped[float] = mapped_column(Double)
