@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
 import structlog
@@ -17,6 +17,9 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store, from_url
 
 from modelfleet.runtime.errors import ModelfleetError, StorageFullError, StorageUnreachableError
+
+if TYPE_CHECKING:  # obstore has it in its hints only
+    from obstore import GetOptions, ObjectMeta
 
 PIECE_BYTES = 1 << 20
 # A writer holds up to this many parts in memory. S3 takes at most 10,000 parts of at least 5 MiB.
@@ -38,7 +41,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class StoredBytes:
-    """An object that has the name of a blob, whatever its content."""
+    """An object that has the name of a blob, whatever its content. `modified` is in whole seconds."""
 
     sha256: str
     size: int
@@ -73,7 +76,9 @@ class BlobStore:
     async def read(self, sha256: str, offset: int) -> AsyncGenerator[bytes, None]:
         """Yield the bytes from `offset` on, at most 1 MiB at a time. Raises FileNotFoundError."""
         with _explained():
-            stored = await obstore.get_async(self._store, _path(sha256), options={"range": {"offset": offset}})
+            # An empty object has no range at all.
+            options: GetOptions = {"range": {"offset": offset}} if offset else {}
+            stored = await obstore.get_async(self._store, _path(sha256), options=options)
             async for buffer in stored.stream(min_chunk_size=PIECE_BYTES):
                 for start in range(0, len(buffer), PIECE_BYTES):
                     yield bytes(buffer[start : start + PIECE_BYTES])
@@ -93,7 +98,7 @@ class BlobStore:
         """Return what is stored under a digest. Blocking."""
         with _explained(), suppress(FileNotFoundError):
             found = obstore.head(self._store, _path(sha256))
-            return StoredBytes(sha256, found["size"], found["last_modified"])
+            return _stored(sha256, found)
         return None
 
     def listed(self, start: str) -> Iterator[StoredBytes]:
@@ -102,7 +107,7 @@ class BlobStore:
             for chunk in obstore.list(self._store, f"sha256/{start}"):
                 for found in chunk:
                     if name := _NAME.fullmatch(found["path"]):  # partial files have other names
-                        yield StoredBytes(name["sha256"], found["size"], found["last_modified"])
+                        yield _stored(name["sha256"], found)
 
     def delete(self, digests: Iterable[str]) -> None:
         """Delete those of `digests` that are there. Blocking."""
@@ -151,6 +156,11 @@ class BlobStore:
         with _explained(), suppress(FileNotFoundError):
             return (await obstore.head_async(self._store, _path(sha256)))["size"]
         return None
+
+
+def _stored(sha256: str, meta: "ObjectMeta") -> StoredBytes:
+    # Some stores give fractions in lists and none for a single object.
+    return StoredBytes(sha256, meta["size"], meta["last_modified"].replace(microsecond=0))
 
 
 def _flush(path: Path) -> None:

@@ -36,9 +36,11 @@ class Blobs:
     database's only writing session, as does whoever writes a row, so the bytes of a new row are never deleted.
     """
 
-    def __init__(self, store: BlobStore, database: Database) -> None:
+    def __init__(self, store: BlobStore, database: Database, url_lifetime: timedelta = timedelta(0)) -> None:
+        """`url_lifetime` is how long a URL given out is good for; 0 to give out none."""
         self._store = store
         self._database = database
+        self._url_lifetime = url_lifetime
 
     async def find_missing(self, digests: Sequence[str]) -> list[str]:
         """
@@ -110,10 +112,10 @@ class Blobs:
                 field="sha256",
             ) from error
 
-    async def signed_url(self, sha256: str, lifetime: timedelta) -> str:
+    async def signed_url(self, sha256: str) -> str:
         """Return a URL to read a blob from for a while; empty where the store has none. Raises BlobNotFoundError."""
         await self._size(sha256)
-        return await self._store.signed_url(sha256, lifetime)
+        return await self._store.signed_url(sha256, self._url_lifetime) if self._url_lifetime else ""
 
     async def _missing(self, digests: Iterable[str], *, wanted: bool) -> list[str]:
         asked = list(dict.fromkeys(digests))
