@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import grpc
 import structlog
@@ -18,6 +19,7 @@ from modelfleet.bundle.manifest import Manifest
 from modelfleet.bundle.reference import ModelReference
 from modelfleet.client.errors import from_rpc_error
 from modelfleet.inference.assignment import AssignedVersion, Assignment, Route, VersionKey, WeightedVersion
+from modelfleet.inference.object_reading import read_url
 from modelfleet.inference.served_models import ServedVersion
 from modelfleet.runtime.errors import ManagerUnreachableError, ModelfleetError
 
@@ -75,12 +77,35 @@ class ManagerClient:
             raise _translated(error) from error
 
     async def download(self, sha256: str, offset: int) -> AsyncIterator[bytes]:
-        """Yield the bytes of a blob from `offset` on. Raises BlobNotFoundError or ManagerUnreachableError."""
+        """
+        Yield the bytes of a blob from `offset` on. Raises BlobNotFoundError or ManagerUnreachableError.
+
+        They come straight from the object store, or from the manager where that knows no URL or the store fails.
+        """
+        if url := await self._blob_url(sha256):
+            try:
+                async with aclosing(read_url(url, offset)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                        offset += len(piece)
+            except OSError as error:
+                _log.warning("object store failed; asking the manager", sha256=sha256, at=offset, error=str(error))
+            else:
+                return
         request = model_service_pb2.DownloadBlobRequest(sha256=sha256, offset=offset)
         try:
             async for response in self._models.DownloadBlob(request):
                 yield response.data
         except grpc.RpcError as error:
+            raise _translated(error) from error
+
+    async def _blob_url(self, sha256: str) -> str:
+        request = model_service_pb2.GetBlobUrlRequest(sha256=sha256)
+        try:
+            return (await self._models.GetBlobUrl(request, timeout=_CALL_TIMEOUT_S)).url
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # a manager of an earlier release
+                return ""
             raise _translated(error) from error
 
     async def check_registered(self, reference: ModelReference) -> None:
