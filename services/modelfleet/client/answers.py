@@ -170,3 +170,36 @@ class Pushed:
     model_version: ModelVersion
     created: bool
     sent_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """Blobs that no model version has. `sizes` are the bytes of the first 1000 by digest; the others count them all."""
+
+    sizes: Mapping[str, int]
+    blob_count: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlobProblem:
+    """
+    A blob that is `MISSING` (its bytes are gone), `CORRUPT`, or an `ORPHAN` (bytes that are registered as no blob).
+
+    `model_versions` are those that have it, such as `pii@1`, at most 100. `repaired` says that something was deleted.
+    """
+
+    kind: str
+    sha256: str
+    detail: str
+    model_versions: tuple[str, ...]
+    repaired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlobReport:
+    """What a check of the blobs found, by digest, and how much of them it looked at and read."""
+
+    problems: tuple[BlobProblem, ...]
+    checked_blobs: int
+    checked_bytes: int
