@@ -2,7 +2,7 @@
 
 import typer
 
-from modelfleet_tools import registry, requests, samples_commands
+from modelfleet_tools import manager_commands, registry, requests, samples_commands
 from modelfleet_tools.demo import demo
 from modelfleet_tools.exit_codes import EPILOG, Commands
 from modelfleet_tools.up import up
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command()(up)
 app.command()(demo)
 app.add_typer(samples_commands.commands, name="samples")
+app.add_typer(manager_commands.commands, name="manager")
 app.command()(registry.push)
 app.command()(registry.models)
 app.command()(registry.alias)
