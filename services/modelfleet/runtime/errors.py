@@ -10,6 +10,7 @@ ModelfleetError
 │   ├── ModelVersionNotFoundError
 │   ├── AliasNotFoundError
 │   ├── BlobNotFoundError
+│   ├── PoolNotFoundError
 │   ├── RolloutNotFoundError
 │   └── TokenizerNotFoundError
 ├── StateConflictError           the operation does not fit the state of its object
@@ -23,6 +24,7 @@ ModelfleetError
 │   ├── FatalDeviceError         the device must be started again
 │   ├── ManagerUnreachableError
 │   ├── TokenizerUnreachableError
+│   ├── KubernetesUnreachableError
 │   └── StorageUnreachableError
 ├── OverloadedError              queue full, or too many calls
 ├── StorageFullError             no room for more models
@@ -48,6 +50,7 @@ class Reason(StrEnum):
     MODEL_VERSION_NOT_FOUND = "MODEL_VERSION_NOT_FOUND"
     ALIAS_NOT_FOUND = "ALIAS_NOT_FOUND"
     BLOB_NOT_FOUND = "BLOB_NOT_FOUND"
+    POOL_NOT_FOUND = "POOL_NOT_FOUND"
     ROLLOUT_NOT_FOUND = "ROLLOUT_NOT_FOUND"
     TOKENIZER_NOT_FOUND = "TOKENIZER_NOT_FOUND"
     NOT_SERVED_HERE = "NOT_SERVED_HERE"
@@ -56,6 +59,7 @@ class Reason(StrEnum):
     DRAINING = "DRAINING"
     MANAGER_UNREACHABLE = "MANAGER_UNREACHABLE"
     TOKENIZER_UNREACHABLE = "TOKENIZER_UNREACHABLE"
+    KUBERNETES_UNREACHABLE = "KUBERNETES_UNREACHABLE"
     OVERLOADED = "OVERLOADED"
     DEADLINE_EXPIRED = "DEADLINE_EXPIRED"
     DIGEST_MISMATCH = "DIGEST_MISMATCH"
@@ -131,6 +135,12 @@ class BlobNotFoundError(NotFoundError):
     """No blob of this digest is stored."""
 
     reason = Reason.BLOB_NOT_FOUND
+
+
+class PoolNotFoundError(NotFoundError):
+    """There is no pool of this name."""
+
+    reason = Reason.POOL_NOT_FOUND
 
 
 class RolloutNotFoundError(NotFoundError):
@@ -211,6 +221,12 @@ class TokenizerUnreachableError(UnavailableError):
     """The tokenizer service cannot be reached."""
 
     reason = Reason.TOKENIZER_UNREACHABLE
+
+
+class KubernetesUnreachableError(UnavailableError):
+    """The manager cannot reach the Kubernetes API."""
+
+    reason = Reason.KUBERNETES_UNREACHABLE
 
 
 class StorageUnreachableError(UnavailableError):

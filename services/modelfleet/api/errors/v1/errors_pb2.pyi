@@ -88,6 +88,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with RetryInfo. The worker's device no longer works; another replica answers, and this one reports
     NOT_SERVING until it is started again.
     """
+    ERROR_REASON_POOL_NOT_FOUND: _ErrorReason.ValueType  # 27
+    """NOT_FOUND. There is no pool of this name."""
+    ERROR_REASON_KUBERNETES_UNREACHABLE: _ErrorReason.ValueType  # 28
+    """UNAVAILABLE with RetryInfo. The manager cannot reach the Kubernetes API."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs.
@@ -164,4 +168,8 @@ ERROR_REASON_FATAL_DEVICE: ErrorReason.ValueType  # 26
 """UNAVAILABLE with RetryInfo. The worker's device no longer works; another replica answers, and this one reports
 NOT_SERVING until it is started again.
 """
+ERROR_REASON_POOL_NOT_FOUND: ErrorReason.ValueType  # 27
+"""NOT_FOUND. There is no pool of this name."""
+ERROR_REASON_KUBERNETES_UNREACHABLE: ErrorReason.ValueType  # 28
+"""UNAVAILABLE with RetryInfo. The manager cannot reach the Kubernetes API."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
