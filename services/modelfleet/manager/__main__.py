@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import prometheus_client
@@ -10,10 +11,13 @@ from pydantic import Field
 
 from modelfleet.api.manager.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from modelfleet.api.manager.v1.rollout_service_pb2_grpc import add_RolloutServiceServicer_to_server
+from modelfleet.api.manager.v1.storage_service_pb2_grpc import add_StorageServiceServicer_to_server
 from modelfleet.api.manager.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from modelfleet.manager.assignments import Assignments
+from modelfleet.manager.blob_check import BlobCheck
 from modelfleet.manager.blob_store import BlobStore
 from modelfleet.manager.blobs import Blobs
+from modelfleet.manager.garbage import GarbageCollector
 from modelfleet.manager.leadership import Leadership
 from modelfleet.manager.metrics import ManagerCollector
 from modelfleet.manager.registry import Registry
@@ -21,6 +25,7 @@ from modelfleet.manager.rollout_control import RolloutControl
 from modelfleet.manager.rollouts import Rollouts
 from modelfleet.manager.servicers.model_servicer import ModelServicer
 from modelfleet.manager.servicers.rollout_servicer import RolloutServicer
+from modelfleet.manager.servicers.storage_servicer import StorageServicer
 from modelfleet.manager.servicers.worker_servicer import WorkerServicer
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.uploads import Uploads
@@ -31,6 +36,7 @@ from modelfleet.runtime.settings import ServerSettings, read_settings
 SERVICES = (
     "modelfleet.api.manager.v1.ModelService",
     "modelfleet.api.manager.v1.RolloutService",
+    "modelfleet.api.manager.v1.StorageService",
     "modelfleet.api.manager.v1.WorkerService",
 )
 
@@ -47,7 +53,14 @@ class Settings(ServerSettings):
     database_url: str = ""
     """SQLAlchemy URL of the registry's database. Empty for SQLite in DATA_DIR/manager.db."""
     blob_url: str = ""
-    """URL of the place of the blobs. Empty for DATA_DIR/blobs."""
+    """URL of the place of the blobs, such as s3://bucket/prefix with the usual AWS_* variables. Empty for
+    DATA_DIR/blobs."""
+    blob_grace_s: float = Field(default=24 * 3600, ge=0)
+    """How long a blob is kept that no model version has, after a push asked for it or its last version was deleted."""
+    gc_interval_s: float = Field(default=3600, ge=0)
+    """Pause between garbage collections, the first of which is at the start; 0 for none."""
+    presigned_url_lifetime_s: float = Field(default=900, ge=0, le=7 * 24 * 3600)
+    """How long a URL is good for with which a worker reads a blob straight from an object store; 0 to give out none."""
     worker_ttl_s: float = Field(default=60, gt=0)
     """A worker that has not reported for this long is taken for gone."""
     leader_lease_s: float = Field(default=5, gt=0)
@@ -70,8 +83,9 @@ async def managing(settings: Settings) -> AsyncIterator[Server]:
     database = Database(settings.database)
     await asyncio.to_thread(database.migrate)
     store = await asyncio.to_thread(BlobStore, settings.blobs)
-    await asyncio.to_thread(store.sweep)
-    blobs = Blobs(store, database)
+    blobs = Blobs(store, database, timedelta(seconds=settings.presigned_url_lifetime_s))
+    garbage = GarbageCollector(database, store, settings.blob_grace_s)
+    check = BlobCheck(database, store, settings.blob_grace_s)
     async with Assignments(database) as assignments:
         workers = Workers(database, settings.worker_ttl_s)
         control = RolloutControl(database, workers, Leadership(database, settings.leader_lease_s), assignments.changed)
@@ -87,15 +101,18 @@ async def managing(settings: Settings) -> AsyncIterator[Server]:
         add_ModelServiceServicer_to_server(ModelServicer(registry, blobs, Uploads(blobs, registry)), server.grpc)
         add_RolloutServiceServicer_to_server(RolloutServicer(rollouts), server.grpc)
         add_WorkerServiceServicer_to_server(WorkerServicer(assignments, workers), server.grpc)
+        add_StorageServiceServicer_to_server(StorageServicer(garbage, check), server.grpc)
         await server.start()
         prometheus_client.REGISTRY.register(collector)
         await server.set_serving(serving=True)
+        collecting = asyncio.create_task(garbage.run(settings.gc_interval_s), name="garbage")
         controlling = asyncio.create_task(control.run(), name="rollouts")
         try:
             yield server
         finally:
-            controlling.cancel()
-            await asyncio.wait([controlling])
+            for task in (collecting, controlling):
+                task.cancel()
+            await asyncio.wait([collecting, controlling])
             await assignments.close()  # watches never end by themselves, and the drain waits for running calls
             await server.drain()
             prometheus_client.REGISTRY.unregister(collector)
