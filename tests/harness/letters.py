@@ -17,6 +17,7 @@ from modelfleet.api.oip.v2.open_inference_pb2_grpc import (
     add_GRPCInferenceServiceServicer_to_server,
 )
 from modelfleet.client.packing import pack_vectors, unpack_ints
+from modelfleet.runtime.affinity import affinity_key
 from modelfleet.runtime.errors import ModelfleetError
 
 from harness.serving import serving
@@ -29,12 +30,14 @@ class Letters(InferenceServiceServicer, GRPCInferenceServiceServicer):
     """
     Serves `letters`, whose newest version is `model_version`. A text scores its number of letters.
 
-    `requests` are those that came. `fail`, called with each request, may return an error to raise.
+    `requests` are those that came, `affinity_keys` what came beside them. `fail`, called with each request, may return
+    an error to raise.
     """
 
     model_version: int = 1
     served: list[pb.ServedModel] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
+    affinity_keys: list[str] = field(default_factory=list)
     fail: Callable[[Any], ModelfleetError | None] = lambda _: None
 
     async def Embed(self, request: pb.EmbedRequest, _context: Any) -> pb.EmbedResponse:  # noqa: N802
@@ -97,6 +100,7 @@ class Letters(InferenceServiceServicer, GRPCInferenceServiceServicer):
 
     def _take(self, request: Any) -> None:
         self.requests.append(request)
+        self.affinity_keys.append(affinity_key.get())
         if error := self.fail(request):
             raise error
 

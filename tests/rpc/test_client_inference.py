@@ -14,7 +14,6 @@ from modelfleet.client import AsyncClient
 from modelfleet.client.splitting import MAX_ITEMS
 from modelfleet.client.steps import AT_ONCE
 from modelfleet.runtime.errors import (
-    AliasNotFoundError,
     DeadlineExpiredError,
     DrainingError,
     InvalidInputError,
@@ -186,16 +185,30 @@ async def test_tensors_go_and_come_by_name(call: Caller, letters: Letters, targe
     assert [output.name for output in letters.requests[0].outputs] == ["x", "texts"]
 
 
-async def test_the_protocol_s_missing_aliases_are_looked_up(
+async def test_an_alias_travels_where_the_protocol_has_the_version(
     call: Caller, letters: Letters, targets: dict[str, str]
 ) -> None:
-    letters.served = [served("letters", 1, aliases=["stable"]), served("letters", 2, aliases=["canary"])]
+    for reference in ("letters", "letters@stable", "letters@canary"):
+        await call(targets, "infer", reference, {"x": np.zeros(1)})
 
-    await call(targets, "infer", "letters@canary", {"x": np.zeros(1)})
-    with pytest.raises(AliasNotFoundError, match="letters@absent"):
-        await call(targets, "infer", "letters@absent", {"x": np.zeros(1)})
+    assert [request.model_version for request in letters.requests] == ["", "", "canary"]
 
-    assert [request.model_version for request in letters.requests if hasattr(request, "raw_input_contents")] == ["2"]
+
+async def test_affinity_keys_travel_with_every_call_and_all_its_parts(
+    call: Caller, letters: Letters, targets: dict[str, str]
+) -> None:
+    await call(targets, "embed", "letters", ["a"] * 300, affinity_key="user-1")
+    await call(targets, "infer", "letters", {"x": np.zeros(1)}, affinity_key="user-2")
+    await call(targets, "embed", "letters", ["a"])
+
+    assert letters.affinity_keys[:-2] == ["user-1"] * (len(letters.affinity_keys) - 2)
+    assert len(letters.affinity_keys) > 3
+    assert letters.affinity_keys[-2:] == ["user-2", ""]
+
+
+async def test_an_affinity_key_that_no_header_can_carry_is_refused(call: Caller, targets: dict[str, str]) -> None:
+    with pytest.raises(InvalidInputError, match=r"affinity_key is 'Zoë'\. Use printable ASCII"):
+        await call(targets, "embed", "letters", ["a"], affinity_key="Zoë")
 
 
 async def test_all_pages_of_served_models_are_read(call: Caller, letters: Letters, targets: dict[str, str]) -> None:

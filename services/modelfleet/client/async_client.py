@@ -120,7 +120,10 @@ class AsyncClient:
     async def _ask(self, call: Ask) -> object:
         try:
             return await self._callable(call.method)(
-                call.request, timeout=call.timeout_s or self._timeout_s, wait_for_ready=call.wait_for_ready
+                call.request,
+                timeout=call.timeout_s or self._timeout_s,
+                wait_for_ready=call.wait_for_ready,
+                metadata=call.metadata,
             )
         except grpc.RpcError as error:
             raise from_call(error, call.method.service, self._targets[call.method.service]) from error

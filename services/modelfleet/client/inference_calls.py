@@ -31,7 +31,6 @@ from modelfleet.client.splitting import ask_in_parts, text_sizes
 from modelfleet.client.steps import Method, Procedure, Service, ask, pause
 from modelfleet.client.tensors import Array, infer_outputs, infer_request
 from modelfleet.runtime.errors import (
-    AliasNotFoundError,
     DeadlineExpiredError,
     InvalidInputError,
     StateConflictError,
@@ -65,6 +64,7 @@ def embed(
     dimensions: int = 0,
     truncation: Truncation = "right",
     window_stride: int | None = None,
+    affinity_key: str = "",
     timeout_s: float | None = None,
 ) -> Procedure[Embeddings]:
     """
@@ -72,6 +72,7 @@ def embed(
 
     Texts that are too long for the model are cut as `truncation` says, or covered by windows that share
     `window_stride` tokens. `normalize` overrules the model's manifest; `dimensions` keeps the leading ones only.
+    Calls with one `affinity_key`, such as a user's id, are answered by one version while the alias names two.
     """
     sizes, inputs = _inputs(texts, token_ids)
 
@@ -86,7 +87,7 @@ def embed(
             normalize=normalize,
         )
 
-    responses = yield from ask_in_parts(EMBED, model, sizes, request, timeout_s)
+    responses = yield from ask_in_parts(EMBED, model, sizes, request, timeout_s, affinity_key=affinity_key)
     vectors = [unpack_vectors(response.vectors, response.dimensions) for response in responses]
     return Embeddings(
         vectors=vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
@@ -104,6 +105,7 @@ def classify(
     top_k: int = 0,
     truncation: Truncation = "right",
     window_stride: int | None = None,
+    affinity_key: str = "",
     timeout_s: float | None = None,
 ) -> Procedure[Classifications]:
     """Score the labels of texts, or of token ids; `top_k` keeps the best only. See `embed` for the rest."""
@@ -119,7 +121,7 @@ def classify(
             top_k=top_k,
         )
 
-    responses = yield from ask_in_parts(CLASSIFY, model, sizes, request, timeout_s)
+    responses = yield from ask_in_parts(CLASSIFY, model, sizes, request, timeout_s, affinity_key=affinity_key)
     found = chain.from_iterable(response.classifications for response in responses)
     return Classifications(
         results=tuple(
@@ -138,6 +140,7 @@ def extract_entities(
     min_score: float = 0,
     truncation: Truncation = "right",
     window_stride: int | None = None,
+    affinity_key: str = "",
     timeout_s: float | None = None,
 ) -> Procedure[ExtractedEntities]:
     """Find labelled spans in texts; those below `min_score` are left out. See `embed` for the rest."""
@@ -151,7 +154,9 @@ def extract_entities(
             min_score=min_score,
         )
 
-    responses = yield from ask_in_parts(EXTRACT_ENTITIES, model, text_sizes(texts, "texts"), request, timeout_s)
+    responses = yield from ask_in_parts(
+        EXTRACT_ENTITIES, model, text_sizes(texts, "texts"), request, timeout_s, affinity_key=affinity_key
+    )
     found = chain.from_iterable(response.results for response in responses)
     return ExtractedEntities(
         results=tuple(
@@ -175,6 +180,7 @@ def rerank(
     raw_scores: bool = False,
     truncation: Truncation = "right",
     window_stride: int | None = None,
+    affinity_key: str = "",
     timeout_s: float | None = None,
 ) -> Procedure[Ranking]:
     """Order documents by relevance to a query; `top_k` keeps the best only. See `embed` for the rest."""
@@ -194,7 +200,7 @@ def rerank(
             raw_scores=raw_scores,
         )
 
-    responses = yield from ask_in_parts(RERANK, model, sizes, request, timeout_s)
+    responses = yield from ask_in_parts(RERANK, model, sizes, request, timeout_s, affinity_key=affinity_key)
     ranked = [
         RankedDocument(offset + one.index, one.score, _usage(one.usage))
         for offset, response in zip(offsets, responses, strict=True)
@@ -213,6 +219,7 @@ def infer(
     inputs: Mapping[str, Array],
     *,
     outputs: Sequence[str] = (),
+    affinity_key: str = "",
     timeout_s: float | None = None,
 ) -> Procedure[dict[str, Array]]:
     """
@@ -221,11 +228,13 @@ def infer(
     Arrays of texts or `bytes` travel as BYTES and come back as object arrays of `bytes`. BF16 outputs are widened to
     float32.
     """
-    reference = yield from _numbered(ModelReference.parse(model), timeout_s)
-    request = infer_request(reference.model, str(reference.model_version or ""), inputs)
+    reference = ModelReference.parse(model)
+    # The protocol knows no aliases; a worker takes one where the protocol has the version.
+    selector = "" if reference.alias == DEFAULT_ALIAS else str(reference.model_version or reference.alias)
+    request = infer_request(reference.model, selector, inputs)
     for name in outputs:
         request.outputs.add(name=name)
-    response = yield from ask(MODEL_INFER, request, timeout_s)
+    response = yield from ask(MODEL_INFER, request, timeout_s, affinity_key=affinity_key)
     return infer_outputs(response)
 
 
@@ -274,16 +283,6 @@ def _served_models(timeout_s: float | None, *, wait_for_ready: bool = False) -> 
         if not page.next_page_token:
             return tuple(models)
         request = pb.ListServedModelsRequest(page_token=page.next_page_token)
-
-
-def _numbered(reference: ModelReference, timeout_s: float | None) -> Procedure[ModelReference]:
-    """Return a reference in the protocol's terms, which know numbers and, as an absent number, the default alias."""
-    if reference.alias in (None, DEFAULT_ALIAS):
-        return reference
-    for served in (yield from _served_models(timeout_s)):
-        if served.model == reference.model and reference.alias in served.aliases:
-            return ModelReference(reference.model, None, served.model_version)
-    raise AliasNotFoundError(f"The worker serves no version under {reference}. List them with served_models().")
 
 
 def _inputs(

@@ -41,6 +41,8 @@ def ask_in_parts(
     sizes: Sequence[int],
     request: Callable[[str, slice], Message],
     timeout_s: float | None,
+    *,
+    affinity_key: str = "",
 ) -> Procedure[list[AnswerMessage]]:
     """
     Send items of the given `sizes` (bytes) in as few calls as they fit; return the responses in order.
@@ -50,23 +52,23 @@ def ask_in_parts(
     """
     first, *rest = parts(sizes)
     if not rest:
-        return [(yield from ask(method, request(model, first), timeout_s))]
-    response = yield from _ask_patiently(method, request(model, first), timeout_s)
+        return [(yield from ask(method, request(model, first), timeout_s, affinity_key=affinity_key))]
+    response = yield from _ask_patiently(method, request(model, first), timeout_s, affinity_key)
     pinned = _reference(response)
-    others = yield from run_all(_ask_patiently(method, request(pinned, part), timeout_s) for part in rest)
+    others = yield from run_all(_ask_patiently(method, request(pinned, part), timeout_s, affinity_key) for part in rest)
     return [response, *others]
 
 
 def _ask_patiently(
-    method: Method[AnswerMessage], request: Message, timeout_s: float | None
+    method: Method[AnswerMessage], request: Message, timeout_s: float | None, affinity_key: str = ""
 ) -> Procedure[AnswerMessage]:
     """Ask again when a queue is full: a batch that is half done is worth the wait, unlike a single request."""
     for tries in range(_TRIES - 1):
         try:
-            return (yield from ask(method, request, timeout_s))
+            return (yield from ask(method, request, timeout_s, affinity_key=affinity_key))
         except OverloadedError as error:
             yield from pause(min((error.retry_after_s or 1) * 2**tries, _LONGEST_PAUSE_S))
-    return (yield from ask(method, request, timeout_s))
+    return (yield from ask(method, request, timeout_s, affinity_key=affinity_key))
 
 
 def parts(sizes: Sequence[int], max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> list[slice]:

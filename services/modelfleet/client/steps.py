@@ -14,6 +14,9 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
+from modelfleet.runtime.affinity import AFFINITY_HEADER
+from modelfleet.runtime.errors import InvalidInputError
+
 DEFAULT_TIMEOUT_S = 30.0
 AT_ONCE = 4
 """Procedures that `All` has under way."""
@@ -41,12 +44,25 @@ class Method(Generic[M]):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Call a method with one message. Without `timeout_s`, the client's default holds."""
+    """Call a method with one message. Without `timeout_s`, the client's default holds; `affinity_key` may be empty."""
 
     method: Method[Any]
     request: Message
     timeout_s: float | None = None
     wait_for_ready: bool = False
+    affinity_key: str = ""
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What travels beside the message. Raises InvalidInputError for a key that cannot."""
+        if not self.affinity_key:
+            return ()
+        if not (self.affinity_key.isascii() and self.affinity_key.isprintable()):
+            raise InvalidInputError(
+                f"affinity_key is {self.affinity_key!r}. Use printable ASCII, such as a hash of it.",
+                field="affinity_key",
+            )
+        return ((AFFINITY_HEADER, self.affinity_key),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +114,16 @@ Step: TypeAlias = Ask | All | Upload | Pause
 Procedure: TypeAlias = Generator[Step, Any, R]
 
 
-def ask(method: Method[M], request: Message, timeout_s: float | None, *, wait_for_ready: bool = False) -> Procedure[M]:
+def ask(
+    method: Method[M],
+    request: Message,
+    timeout_s: float | None,
+    *,
+    wait_for_ready: bool = False,
+    affinity_key: str = "",
+) -> Procedure[M]:
     """Return the response to one request."""
-    response: M = yield Ask(method, request, timeout_s, wait_for_ready)
+    response: M = yield Ask(method, request, timeout_s, wait_for_ready, affinity_key)
     return response
 
 

@@ -1,7 +1,6 @@
 """The model versions on this worker, and where model references lead. Belongs to the event loop."""
 
 import asyncio
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,9 @@ from modelfleet.bundle.reference import ModelReference
 from modelfleet.inference import metrics
 from modelfleet.inference.assignment import AssignedVersion, Route, VersionKey
 from modelfleet.inference.models import LoadedModel
+from modelfleet.inference.routing import Choice, affinity_point
 from modelfleet.inference.states import VersionState, follows
+from modelfleet.runtime.affinity import affinity_key
 from modelfleet.runtime.errors import ModelLoadingError, NotServedHereError
 
 _log = structlog.get_logger()
@@ -48,6 +49,7 @@ class ServedModels:
         self._listeners: list[Callable[[], None]] = []
         self._versions: dict[VersionKey, ServedVersion] = {}
         self._routes: dict[tuple[str, str], Route] = {}
+        self._choices: dict[tuple[str, str], Choice] = {}
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have `listener` called after each change of a state."""
@@ -95,7 +97,11 @@ class ServedModels:
 
     def set_routes(self, routes: Mapping[tuple[str, str], Route]) -> None:
         """Let all aliases point elsewhere at once: no request sees some of them moved and others not."""
-        self._routes = dict(routes)
+        before, self._routes = self._choices, dict(routes)
+        self._choices = {
+            key: before[key] if key in before and before[key].targets == route.targets else Choice(route.targets)
+            for key, route in routes.items()
+        }
 
     def aliases(self, key: VersionKey) -> list[str]:
         """Return the aliases that name a version now, sorted."""
@@ -121,10 +127,16 @@ class ServedModels:
             doing = "is still loading" if version.state in _COMING else "is being unloaded"
             why = f": {version.reason}" if version.reason else ""
             raise ModelLoadingError(f"{version.key} {doing} on this worker ({version.state.value}){why}. Retry.")
+        with self.hold(version):
+            yield version.key, version.model
+
+    @contextmanager
+    def hold(self, version: ServedVersion) -> Iterator[None]:
+        """Keep a READY version from being unloaded before the block ends."""
         version.in_use += 1
         version.idle.clear()
         try:
-            yield version.key, version.model
+            yield
         finally:
             version.in_use -= 1
             if not version.in_use:
@@ -133,11 +145,12 @@ class ServedModels:
     def _find(self, reference: ModelReference) -> ServedVersion:
         number = reference.model_version
         if reference.alias is not None:
-            route = self._routes.get((reference.model, reference.alias))
-            if route is None:
+            choice = self._choices.get((reference.model, reference.alias))
+            if choice is None:
                 raise NotHeldError
-            weights = [target.weight for target in route.targets]
-            number = random.choices(route.targets, weights)[0].model_version  # noqa: S311  a share, not a secret
+            key = affinity_key.get()
+            point = affinity_point(reference.model, reference.alias, key) if key else None
+            number = choice.next() if point is None else choice.at(point)
         version = self._versions.get(VersionKey(reference.model, number or 0))
         if version is None:
             raise NotHeldError

@@ -12,6 +12,7 @@ import grpc
 import structlog
 
 from modelfleet.runtime import telemetry
+from modelfleet.runtime.affinity import AFFINITY_HEADER, affinity_key
 from modelfleet.runtime.errors import DrainingError, InternalError, ModelfleetError, OverloadedError
 from modelfleet.runtime.status import pushback, to_status
 
@@ -129,7 +130,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 class _Call:
-    """One call: its request id, and its end."""
+    """One call: its request id, its affinity key, and its end."""
 
     def __init__(self, method: str, context: Context) -> None:
         self._method = method
@@ -138,6 +139,7 @@ class _Call:
         metadata = dict(context.invocation_metadata() or ())
         self._request_id = str(metadata.get(telemetry.REQUEST_ID_HEADER) or telemetry.new_request_id())
         telemetry.request_id.set(self._request_id)
+        affinity_key.set(str(metadata.get(AFFINITY_HEADER, "")))
 
     def succeeded(self) -> None:
         self._record(grpc.StatusCode.OK)
