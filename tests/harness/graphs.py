@@ -108,7 +108,7 @@ def affine() -> ModelProto:
 
 
 def fixed_batch() -> ModelProto:
-    """y = sorted columns, float [2, 3]: takes exactly two rows, and mixes them."""
+    """y = the larger of x in each column, float [2, 3] -> [1, 3]: takes exactly two rows, and mixes them."""
     return _model(
         [helper.make_node("ReduceMax", ["x", "batch_axis"], ["y"], keepdims=1)],
         [_value("x", _FLOAT, [2, 3])],
