@@ -20,8 +20,10 @@ from modelfleet.inference.agent import Agent
 from modelfleet.inference.batching import BatchLimits
 from modelfleet.inference.cache import Cache
 from modelfleet.inference.engine import Engine
+from modelfleet.inference.health import Health
 from modelfleet.inference.loading import Loader
 from modelfleet.inference.manager_client import ManagerClient
+from modelfleet.inference.memory_budget import MemoryBudget
 from modelfleet.inference.oip_servicer import OpenInferenceServicer
 from modelfleet.inference.pipeline import Pipeline, RequestLimits
 from modelfleet.inference.served_models import ServedModels
@@ -30,6 +32,7 @@ from modelfleet.inference.session import Device, SessionOptions
 from modelfleet.inference.tokenization import Tokenization
 from modelfleet.inference.tokenizer_client import TokenizerClient
 from modelfleet.runtime.cpus import available_cpus
+from modelfleet.runtime.memory import available_memory
 from modelfleet.runtime.server import Server, run, until_signalled
 from modelfleet.runtime.settings import ServerSettings, read_settings
 
@@ -84,6 +87,12 @@ class Settings(ServerSettings):
     """Most texts in one request."""
     max_text_bytes: int = Field(default=512 << 10, ge=1)
     """Largest text."""
+    memory_bytes: int = Field(default=0, ge=0)
+    """Host memory that this worker may take; a version that would not fit is refused. 0 for the container's limit."""
+    canary_interval_s: float = Field(default=10, ge=0)
+    """Pause between requests of the worker's own, which find out whether it still answers; 0 for none."""
+    canary_timeout_s: float = Field(default=60, gt=0)
+    """A worker on which one batch runs this long, or none ends while a canary waits, is stuck: liveness fails."""
 
     @property
     def batch_limits(self) -> BatchLimits:
@@ -110,7 +119,10 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
             engine_cache=cache.engines,
         )
         served = ServedModels()
-        loader = Loader(cache, manager.download, engine, options, settings.batch_limits)
+        budget = MemoryBudget(
+            settings.memory_bytes or available_memory(), None if settings.device is Device.CPU else settings.device_id
+        )
+        loader = Loader(cache, manager.download, engine, options, settings.batch_limits, budget=budget)
         agent = Agent(served, loader, engine, cache, manager)
         tokenization = Tokenization(TokenizerClient(tokenizer_channel))
         limits = RequestLimits(settings.max_texts, settings.max_text_bytes)
@@ -123,11 +135,20 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
         await server.start()
         agent_task = asyncio.create_task(agent.run(), name="agent")
         agent_task.add_done_callback(_stop_if_failed)
+        health = Health(
+            served,
+            engine,
+            lambda: _fail(server, open_inference),
+            interval_s=settings.canary_interval_s,
+            timeout_s=settings.canary_timeout_s,
+        )
+        health_task = asyncio.create_task(health.run(), name="health")
         ready_task = asyncio.create_task(_say_ready(agent, server, open_inference), name="ready")
         try:
             yield server
         finally:
             ready_task.cancel()
+            health_task.cancel()
             open_inference.ready = False
             await server.drain()
             agent_task.cancel()
@@ -152,9 +173,14 @@ def _stop_if_failed(agent: asyncio.Task[None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
+async def _fail(server: Server, open_inference: OpenInferenceServicer) -> None:
+    open_inference.live = open_inference.ready = False
+    await server.fail()
+
+
 async def _say_ready(agent: Agent, server: Server, open_inference: OpenInferenceServicer) -> None:
     await agent.settled.wait()
-    open_inference.ready = True
+    open_inference.ready = open_inference.live
     await server.set_serving(serving=True)
 
 

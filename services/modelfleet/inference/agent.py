@@ -19,6 +19,7 @@ from modelfleet.inference.loading import Loader
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.states import VersionState
 from modelfleet.runtime.errors import ManagerUnreachableError, ModelfleetError, OverloadedError
+from modelfleet.runtime.memory import return_free_memory
 
 _log = structlog.get_logger()
 
@@ -141,7 +142,7 @@ class Agent:
     async def _live(self, version: ServedVersion) -> None:
         """Bring a version to READY, trying again while it stays assigned."""
         pause = 0.0
-        while version.model is None:
+        while True:
             try:
                 version.model = await self._loader.load(
                     version.assigned, lambda state: self._served.move(version, state)
@@ -149,16 +150,17 @@ class Agent:
             except Exception as error:  # noqa: BLE001  whatever it is, it is this version's failure alone
                 _log.warning("version not loaded", version=str(version.key), exc_info=error)
                 why = str(error) or type(error).__name__
-                if version.state is VersionState.DOWNLOADING and isinstance(error, _MANAGER_AWAY):
-                    self._served.move(version, VersionState.DOWNLOADING, why)
-                    pause = _FIRST_RETRY_S
-                else:
-                    self._served.move(version, VersionState.FAILED, why)
-                    pause = min(2 * pause or _FIRST_RETRY_S, _LAST_RETRY_S)
-                self._reconcile()
-                await asyncio.sleep(pause)
-                if version.state is VersionState.FAILED:
-                    self._served.move(version, VersionState.DOWNLOADING)
+                waits = version.state is VersionState.DOWNLOADING and isinstance(error, _MANAGER_AWAY)
+            else:
+                break
+            # Only here, where no traceback keeps what was half loaded.
+            await asyncio.to_thread(return_free_memory)
+            self._served.move(version, VersionState.DOWNLOADING if waits else VersionState.FAILED, why)
+            pause = _FIRST_RETRY_S if waits else min(2 * pause or _FIRST_RETRY_S, _LAST_RETRY_S)
+            self._reconcile()
+            await asyncio.sleep(pause)
+            if version.state is VersionState.FAILED:
+                self._served.move(version, VersionState.DOWNLOADING)
         self._served.move(version, VersionState.READY)
 
     async def _retire(self, version: ServedVersion) -> None:
@@ -168,6 +170,7 @@ class Agent:
         await self._served.drained(version)
         self._engine.detach(version.model)
         version.model = None
+        await asyncio.to_thread(return_free_memory)
 
     async def _report_changes(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""How much memory of a GPU is free, asked of the CUDA runtime that ONNX Runtime has loaded. No other library is needed."""
+"""How much memory of a GPU is free, asked of the CUDA runtime that ONNX Runtime has loaded: no library beside it."""
 
 import ctypes
 

@@ -10,7 +10,7 @@ it, since whatever arrives until then can still join.
 import asyncio
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,11 +20,15 @@ from modelfleet.inference.statistics import ModelRecord
 from modelfleet.runtime.errors import (
     DeadlineExpiredError,
     DrainingError,
+    FatalDeviceError,
+    InvalidInputError,
     ModelfleetError,
     ModelLoadingError,
     OverloadedError,
     SessionFailureError,
 )
+
+_CALLERS_FAULTS = (InvalidInputError, DeadlineExpiredError, OverloadedError)
 
 
 @dataclass(eq=False, slots=True)
@@ -35,6 +39,7 @@ class Job(Request):
     future: asyncio.Future[list[Any]]
     results: list[Any]
     missing: int
+    probe: bool = False
     queue_s: float | None = None
     collate_s: float = 0.0
     run_s: float = 0.0
@@ -85,6 +90,7 @@ class _Batch:
     place: _Place
     rows: Sequence[Row[Job]]
     cancellation: Cancellation
+    started: float
 
     @property
     def jobs(self) -> list[Job]:
@@ -106,6 +112,9 @@ class Engine:
         self._places: dict[Runnable, _Place] = {}
         self._running: set[_Batch] = set()
         self._stopping = False
+        self._fatal: Callable[[FatalDeviceError], None] = lambda _: None
+        self.batches_ended = 0
+        """Grows while anything is run: a sign of life."""
         self._work = threading.Condition()
         self._threads = [threading.Thread(target=self._serve, name=f"engine-{n}") for n in range(lanes + 1)]
         for thread in self._threads:
@@ -122,6 +131,16 @@ class Engine:
         with self._work:
             del self._places[model]
 
+    def on_fatal_error(self, listener: Callable[[FatalDeviceError], None]) -> None:
+        """Have `listener` called, in the event loop, when the device has failed for good."""
+        self._fatal = listener
+
+    def longest_run_s(self) -> float:
+        """Return for how long the oldest batch that runs now has been running, in seconds; 0 when none runs."""
+        with self._work:
+            started = min((batch.started for batch in self._running), default=None)
+        return 0.0 if started is None else time.monotonic() - started
+
     def close(self) -> None:
         """Stop the threads once the batches that run have ended; requests that wait get DrainingError."""
         with self._work:
@@ -133,13 +152,21 @@ class Engine:
             self._reject(place.queue.requests(), place, _draining())
 
     async def submit(
-        self, model: Runnable, payload: Any, lengths: Sequence[int], *, deadline: float, key: Hashable = None
+        self,
+        model: Runnable,
+        payload: Any,
+        lengths: Sequence[int],
+        *,
+        deadline: float,
+        key: Hashable = None,
+        probe: bool = False,
     ) -> list[Any]:
         """
         Run all rows of a request and return their results in order.
 
         `lengths` are the tokens of each row; `deadline` is in seconds on the monotonic clock; rows of requests with
-        equal `key` may share a batch. Cancelling the awaiting task drops the rows that wait, and stops a batch of which
+        equal `key` may share a batch. A `probe` is the worker's own request: a full queue takes it, and the model's
+        record does not count it. Cancelling the awaiting task drops the rows that wait, and stops a batch of which
         nobody is left. Raises OverloadedError, DeadlineExpiredError, DrainingError, SessionFailureError, or the
         ModelfleetError that the model raised.
         """
@@ -152,6 +179,7 @@ class Engine:
             future=self._loop.create_future(),
             results=[None] * len(lengths),
             missing=len(lengths),
+            probe=probe,
         )
         with self._work:
             place = self._admit(model, job)
@@ -169,7 +197,7 @@ class Engine:
         if place is None:
             raise ModelLoadingError(f"{model.name} is being unloaded. Retry.")
         tokens = sum(job.lengths)
-        if place.queue.tokens and place.queue.tokens + tokens > self._max_queue_tokens:
+        if not job.probe and place.queue.tokens and place.queue.tokens + tokens > self._max_queue_tokens:
             raise OverloadedError(
                 f"The queue of {model.name} holds {place.queue.tokens} tokens and takes at most "
                 f"{self._max_queue_tokens}; this request has {tokens}. Retry later or on another replica."
@@ -226,12 +254,13 @@ class Engine:
                 self._reject([job], place, _expired(job, now))
             if rows := place.queue.take_batch(now):
                 place.last_turn = now
-                return _Batch(place, rows, place.model.new_cancellation())
+                return _Batch(place, rows, place.model.new_cancellation(), now)
         return None
 
     def _free(self, batch: _Batch) -> None:
         with self._work:
             self._running.discard(batch)
+            self.batches_ended += 1
             self._free_lanes += 1
             self._work.notify()
 
@@ -253,12 +282,12 @@ class Engine:
 
     def _isolate(self, batch: _Batch, error: Exception) -> None:
         """Run each request of a failed batch alone, so that only the one at fault fails."""
-        if len(batch.jobs) == 1:
+        if len(batch.jobs) == 1 or isinstance(error, FatalDeviceError):
             self._reject(batch.jobs, batch.place, _failure(batch.place.model, error))
             return
         for job in batch.jobs:
             rows = [row for row in batch.rows if row.request is job]
-            alone = _Batch(batch.place, rows, batch.place.model.new_cancellation())
+            alone = _Batch(batch.place, rows, batch.place.model.new_cancellation(), time.monotonic())
             with self._work:
                 if job.future.done():
                     continue  # nobody waits for it any more
@@ -272,6 +301,7 @@ class Engine:
             finally:
                 with self._work:
                     self._running.discard(alone)
+                    self.batches_ended += 1
 
     def _finish(self, batch: _Batch, timed_outputs: tuple[Any, float, float]) -> None:
         """Hand each row its result, and wake the callers whose last row this was."""
@@ -284,7 +314,8 @@ class Engine:
             return
         ended = time.monotonic()
         metrics.STAGE_SECONDS.labels("postprocess").observe(ended - started)
-        model.record.batch(len(batch.rows), collate_s=collate_s, run_s=run_s, reduce_s=ended - started)
+        if not all(job.probe for job in batch.jobs):
+            model.record.batch(len(batch.rows), collate_s=collate_s, run_s=run_s, reduce_s=ended - started)
         whole = []
         with self._work:  # rows of one request may end in several threads at once
             for job in batch.jobs:
@@ -296,6 +327,8 @@ class Engine:
                 if not job.missing:
                     whole.append(job)
         for job in whole:
+            if job.probe:
+                continue
             model.record.request(
                 len(job.lengths),
                 total_s=ended - job.arrival,
@@ -313,10 +346,12 @@ class Engine:
             for job in jobs:
                 place.queue.discard(job)
                 # Else nobody waits for it any more, or another batch of its rows has failed already.
-                if job.missing > 0 and not job.future.done():
-                    place.model.record.failure(now - job.arrival)
+                if job.missing > 0 and not job.future.done() and not job.probe:
+                    place.model.record.failure(now - job.arrival, fault=not isinstance(error, _CALLERS_FAULTS))
                 job.missing = 0  # so that no batch of it that still runs makes it whole
         self._loop.call_soon_threadsafe(_raise, jobs, error)
+        if isinstance(error, FatalDeviceError):
+            self._loop.call_soon_threadsafe(self._fatal, error)
 
 
 def _resolve(jobs: Sequence[Job]) -> None:

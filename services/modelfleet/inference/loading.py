@@ -1,42 +1,63 @@
-"""From an assigned version to a loaded model: download, verify, load, warm up."""
+"""From an assigned version to a loaded model: download, verify, load, prove."""
 
 import asyncio
-import math
-import resource
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
-import numpy as np
 import structlog
 
-from modelfleet.bundle.graph import check_graph
-from modelfleet.bundle.manifest import Task
+from modelfleet.bundle.golden import DEFAULT_TOLERANCES, GoldenExample, read_golden
+from modelfleet.bundle.graph import check_graph, precision
+from modelfleet.bundle.manifest import Manifest, Task
 from modelfleet.inference import metrics
 from modelfleet.inference.assignment import AssignedVersion
 from modelfleet.inference.batching import BatchLimits
 from modelfleet.inference.cache import Cache, Download
 from modelfleet.inference.engine import Engine
+from modelfleet.inference.memory_budget import MemoryBudget, SessionMemory
 from modelfleet.inference.models import LoadedModel, TensorModel, TextModel
+from modelfleet.inference.proving import check_golden, warm_up
 from modelfleet.inference.session import Session, SessionOptions
 from modelfleet.inference.states import VersionState
-from modelfleet.inference.tokens import Tokens
-from modelfleet.runtime.errors import InvalidBundleError, SessionFailureError
+from modelfleet.runtime.memory import return_free_memory
 
 _log = structlog.get_logger()
+
+# While it loads, a session holds its file and its own weights: 142 MB at the peak for MiniLM's 91, and 117 afterwards
+# (tests/load/session_memory.py).
+_LOADING_SHARE = 1.5
+# Elements of `tensor` models come in messages of at most this size by default; a batch of more would only take memory.
+_LARGEST_BATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Proof:
+    """What a loaded model is held to."""
+
+    examples: Sequence[GoldenExample]
+    tolerance: float
 
 
 class Loader:
     """Makes loaded models. One at a time is verified and warmed, so that loading takes little from serving."""
 
     def __init__(
-        self, cache: Cache, download: Download, engine: Engine, options: SessionOptions, limits: BatchLimits
+        self,
+        cache: Cache,
+        download: Download,
+        engine: Engine,
+        options: SessionOptions,
+        limits: BatchLimits,
+        *,
+        budget: MemoryBudget,
     ) -> None:
         self._cache = cache
         self._engine = engine
         self._download = download
         self._options = options
         self._limits = limits
+        self._budget = budget
         self._one_at_a_time = asyncio.Lock()
 
     async def load(self, assigned: AssignedVersion, entered: Callable[[VersionState], None]) -> LoadedModel:
@@ -44,60 +65,57 @@ class Loader:
         Return the loaded model, attached to the engine; `entered` hears of each state on the way.
 
         Raises ManagerUnreachableError, BlobNotFoundError, DigestMismatchError, InvalidBundleError,
-        ProviderUnavailableError, OSError (disk full).
+        ProviderUnavailableError, GoldenMismatchError, InsufficientMemoryError, FatalDeviceError, OSError (disk full).
         """
         for file in assigned.bundle.files:
             await self._cache.fetch(file, self._download)
         async with self._one_at_a_time:
             entered(VersionState.VERIFYING)
             started = time.monotonic()
-            before = _resident_bytes()
-            model = await asyncio.to_thread(self._verified, assigned)
-            metrics.SESSION_BYTES.labels(model.name).set(max(0, _resident_bytes() - before))
+            model, proof = await asyncio.to_thread(self._verified, assigned)
             entered(VersionState.WARMING)
-            self._engine.attach(model)
-            try:
-                await _warm_up(model, self._engine)
-            except BaseException:
-                self._engine.detach(model)
-                raise
-            _log.info("loaded", version=model.name, seconds=round(time.monotonic() - started, 3))
+            await self._prove(model, proof)
+            seconds = round(time.monotonic() - started, 3)
+            _log.info("loaded", version=model.name, seconds=seconds, **asdict(model.memory))
         return model
 
-    def _verified(self, assigned: AssignedVersion) -> LoadedModel:
-        bundle = assigned.bundle
-        directory = self._cache.materialize(bundle)
-        graph = directory / bundle.manifest.model
-        check_graph(graph, directory)
-        session = Session(graph, self._options)
-        kind = TensorModel if bundle.manifest.task is Task.TENSOR else TextModel
-        return kind(str(assigned.key), bundle.manifest, session, self._limits)
-
-
-async def _warm_up(model: LoadedModel, engine: Engine) -> None:
-    """Run a text model at its smallest and at its largest batch, so that no caller pays for first-time work."""
-    if isinstance(model, TensorModel):
-        return  # nothing says which inputs such a graph takes
-    longest = model.manifest.max_tokens or 1
-    widest = max(1, model.limits.max_tokens // longest)
-    for rows, length in ((1, 1), (widest, longest)):
-        tokens = Tokens(
-            ids=np.full(rows * length, model.manifest.pad_token_id, np.int32),
-            lengths=np.full(rows, length, np.int32),
-            type_ids=None,
-            offsets=None,
-            window_counts=np.ones(rows, np.int32),
-            token_counts=np.full(rows, length, np.int32),
-        )
+    async def _prove(self, model: LoadedModel, proof: _Proof) -> None:
+        await check_golden(model, self._engine, proof.examples, proof.tolerance)
+        self._engine.attach(model)
         try:
-            await engine.submit(model, tokens, [length] * rows, deadline=math.inf)
-        except SessionFailureError as error:
-            raise InvalidBundleError(
-                f"The graph fails on {rows} x {length} tokens: {error.__cause__}", field="model"
-            ) from error
+            await warm_up(model, self._engine, self._budget, proof.examples, proof.tolerance)
+        except BaseException:
+            self._engine.detach(model)
+            raise
+        metrics.observe_memory(model.name, model.memory)
 
+    def _verified(self, assigned: AssignedVersion) -> tuple[LoadedModel, _Proof]:
+        bundle, manifest, name = assigned.bundle, assigned.bundle.manifest, str(assigned.key)
+        directory = self._cache.materialize(bundle)
+        graph = directory / manifest.model
+        weights = check_graph(graph, directory) | {manifest.model}
+        examples = read_golden(directory / bundle.golden) if bundle.golden else ()
+        tolerance = manifest.golden_tolerance
+        if tolerance is None:
+            tolerance = DEFAULT_TOLERANCES[precision(graph)]
+        size = sum((directory / path).stat().st_size for path in weights)
+        self._budget.require(name, int(_LOADING_SHARE * size), size, "to be loaded")
+        before = self._budget.left()
+        session = Session(graph, self._options)
+        return_free_memory()
+        host_bytes, device_bytes = self._budget.left().since(before)
+        self._budget.require(name, 0, 0, "after it was loaded")
+        if manifest.task is Task.TENSOR:
+            model: LoadedModel = TensorModel(name, manifest, session, self._tensor_limits(manifest, examples))
+        else:
+            model = TextModel(name, manifest, session, self._limits)
+        model.memory = SessionMemory(host_bytes=host_bytes, device_bytes=device_bytes)
+        return model, _Proof(examples, tolerance)
 
-def _resident_bytes() -> int:
-    """Return the process's resident memory. https://man7.org/linux/man-pages/man5/proc_pid_statm.5.html."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    def _tensor_limits(self, manifest: Manifest, examples: Sequence[GoldenExample]) -> BatchLimits:
+        """Return limits in rows: the worker's, the manifest's, or those that fill a message, whichever is lowest."""
+        rows = min(self._limits.max_tokens, manifest.max_batch_rows or self._limits.max_tokens)
+        largest = max((sum(array[:1].nbytes for array in example.inputs.values()) for example in examples), default=0)
+        if largest:
+            rows = min(rows, max(1, _LARGEST_BATCH_BYTES // largest))
+        return replace(self._limits, max_tokens=rows)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import asdict
 
 import grpc
 import structlog
@@ -61,15 +62,7 @@ class ManagerClient:
             worker=self._worker,
             pool=self._pool,
             revision=revision,
-            versions=[
-                worker_service_pb2.VersionStatus(
-                    model=version.key.model,
-                    model_version=version.key.model_version,
-                    state=version_state_pb2.VersionState.Value(f"VERSION_STATE_{version.state.value}"),
-                    reason=version.reason,
-                )
-                for version in versions
-            ],
+            versions=[_status(version) for version in versions],
         )
         try:
             await self._workers.ReportStatus(request, timeout=_CALL_TIMEOUT_S)
@@ -115,6 +108,27 @@ class ManagerClient:
             await self._models.GetModelVersion(request, timeout=_CALL_TIMEOUT_S)
         except grpc.RpcError as error:
             raise _translated(error) from error
+
+
+def _status(version: ServedVersion) -> worker_service_pb2.VersionStatus:
+    status = worker_service_pb2.VersionStatus(
+        model=version.key.model,
+        model_version=version.key.model_version,
+        state=version_state_pb2.VersionState.Value(f"VERSION_STATE_{version.state.value}"),
+        reason=version.reason,
+    )
+    if model := version.model:
+        status.providers.extend(model.session.providers)
+        status.memory.MergeFrom(worker_service_pb2.SessionMemory(**asdict(model.memory)))
+        with model.record.lock:
+            status.traffic.MergeFrom(
+                worker_service_pb2.Traffic(
+                    request_count=model.record.success.count + model.record.fail.count,
+                    failure_count=model.record.faults,
+                    latency_counts=model.record.latency_counts,
+                )
+            )
+    return status
 
 
 def _translated(error: grpc.RpcError) -> ModelfleetError:

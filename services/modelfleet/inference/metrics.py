@@ -1,9 +1,11 @@
 """What Prometheus sees of the way of a request."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from modelfleet.inference.memory_budget import SessionMemory
 from modelfleet.runtime.telemetry import LATENCY_BUCKETS_S
 
 STAGE_SECONDS = Histogram(
@@ -20,8 +22,11 @@ PADDED_TOKENS = Counter("modelfleet_padded_tokens_total", "Tokens run, padding c
 QUEUE_ROWS = Gauge("modelfleet_queue_rows", "Rows that wait for the engine.", ["model"])
 VERSION_STATE = Gauge("modelfleet_version_state", "1 for the state that a model version is in.", ["model", "state"])
 SESSION_BYTES = Gauge(
-    "modelfleet_session_bytes", "Growth of the process's resident memory while the session was loaded.", ["model"]
+    "modelfleet_session_bytes",
+    "Memory of a version: host and device when it was loaded; host_peak and device_peak on top, at the largest batch.",
+    ["model", "part"],
 )
+CANARIES = Counter("modelfleet_canaries_total", "Requests of the worker's own, by outcome.", ["outcome"])
 
 
 class ModelSeries:
@@ -44,6 +49,12 @@ class ModelSeries:
         self._batch_rows.observe(len(lengths))
         self._real_tokens.inc(sum(lengths))
         self._padded_tokens.inc(len(lengths) * max(lengths))
+
+
+def observe_memory(model: str, memory: SessionMemory) -> None:
+    """Record what a version takes."""
+    for part in fields(memory):
+        SESSION_BYTES.labels(model, part.name.removesuffix("_bytes")).set(getattr(memory, part.name))
 
 
 def forget_model(model: str) -> None:

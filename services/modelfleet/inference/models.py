@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from modelfleet.bundle.manifest import Manifest, Pooling, Task
 from modelfleet.inference.batching import BatchLimits, Row
+from modelfleet.inference.canary import Canary
 from modelfleet.inference.engine import Job
+from modelfleet.inference.memory_budget import SessionMemory
 from modelfleet.inference.session import RunCancellation, Session
 from modelfleet.inference.statistics import ModelRecord
 from modelfleet.inference.tasks import classify, embed, rerank
@@ -30,6 +32,8 @@ class TextModel:
         self.session = session
         self.limits = limits
         self.record = ModelRecord()
+        self.memory = SessionMemory()
+        self.canary: Canary | None = None
         self._inputs = {spec.name: spec.dtype for spec in session.inputs}
         _check_text_inputs(session.inputs)
         self.output = _chosen_output(session, manifest.output)
@@ -79,6 +83,8 @@ class TensorModel:
         self.session = session
         self.limits = limits
         self.record = ModelRecord()
+        self.memory = SessionMemory()
+        self.canary: Canary | None = None
         self.batches = bool(session.inputs) and all(
             spec.shape and spec.shape[0] is None for spec in (*session.inputs, *session.outputs)
         )

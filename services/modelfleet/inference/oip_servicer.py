@@ -33,12 +33,14 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self._pipeline = pipeline
         self._served = served
         self._max_batch = max_batch
+        self.live = True
+        """What ServerLive says."""
         self.ready = False
         """What ServerReady says."""
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         del request, context
-        return pb.ServerLiveResponse(live=True)
+        return pb.ServerLiveResponse(live=self.live)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         del request, context

@@ -18,7 +18,7 @@ from modelfleet.runtime.errors import (
     FatalDeviceError,
     InsufficientMemoryError,
     InvalidBundleError,
-    ModelfleetError,
+    OverloadedError,
     ProviderUnavailableError,
 )
 
@@ -40,7 +40,7 @@ _PROVIDERS = {
     Device.TENSORRT: ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
 
-# Operators of which a CPU may do some while the GPU does the rest: they compute shapes, on numbers that are there anyway.
+# Operators that a GPU's provider must take itself. The rest may run on a CPU beside it: they compute shapes, mostly.
 # https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/framework/fallback_cpu_capability.cc
 _COSTLY = frozenset(
     {
@@ -51,11 +51,11 @@ _COSTLY = frozenset(
     }
 )
 
-# What the CUDA runtime, cuBLAS, cuDNN and TensorRT say after which the process's context on the device is of no use.
-# https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html: "the process must be terminated and relaunched"
+# What the CUDA runtime, cuBLAS and cuDNN say after which "the process must be terminated and relaunched":
+# https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html
 _FATAL = re.compile(
     r"illegal memory access|illegal instruction|launch failure|misaligned address|invalid program counter|"
-    r"hardware stack error|uncorrectable|device-side assert|device is lost|(device|GPU) has fallen off|Xid|"
+    r"hardware stack error|uncorrectable|device-side assert|device is lost|(device|GPU) has fallen off|"
     r"operation not supported on global/shared address space|launch timed out|busy or unavailable|"
     r"driver shutting down|CUDA failure (46|214|220|700|702|71[0-9]|999)\b|"
     r"(CUBLAS|CUDNN)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|NOT_INITIALIZED|ARCH_MISMATCH)",
@@ -126,9 +126,16 @@ class Session:
                 str(graph), _session_options(options), providers=_configured(wanted, options)
             )
         except Exception as error:
-            raise device_error(error) or InvalidBundleError(
+            if _OUT_OF_MEMORY.search(str(error)):
+                raise InsufficientMemoryError(
+                    f"{graph.name!r} does not fit into the memory that is left: {_first_line(error)}"
+                ) from error
+            if is_fatal(error, options.device):
+                raise _fatal() from error
+            raise InvalidBundleError(
                 f"ONNX Runtime refuses {graph.name!r}: {_first_line(error)}", field="model"
             ) from error
+        self._device = options.device
         self._session.disable_fallback()
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         if wanted[0] not in self.providers:
@@ -144,13 +151,15 @@ class Session:
         """
         Return the named outputs.
 
-        Raises FatalDeviceError, InsufficientMemoryError, or else whatever ONNX Runtime raises.
+        Raises FatalDeviceError, OverloadedError for lack of memory, or else whatever ONNX Runtime raises.
         """
         try:
             outputs: list[Array] = self._session.run(list(names), dict(inputs), cancellation.run_options)
         except Exception as error:
-            if known := device_error(error):
-                raise known from error
+            if _OUT_OF_MEMORY.search(str(error)):
+                raise OverloadedError("The worker's memory is full. Retry later, or send less at once.") from error
+            if is_fatal(error, self._device):
+                raise _fatal() from error
             raise
         return outputs
 
@@ -172,16 +181,13 @@ class Session:
             _log.info("operators on the CPU", operators=dict(on_cpu))
 
 
-def device_error(error: Exception) -> ModelfleetError | None:
-    """Return what ONNX Runtime's error says of the device; None where it says nothing of it."""
-    text = str(error)
-    if _OUT_OF_MEMORY.search(text) or isinstance(error, MemoryError):
-        return InsufficientMemoryError(
-            f"The device has no memory left for this: {_first_line(error)}. Send less at once, or lower max_batch_tokens."
-        )
-    if _FATAL.search(text) or isinstance(error, EPFail):
-        return FatalDeviceError("The device of this worker no longer works. Retry; another replica answers.")
-    return None
+def is_fatal(error: Exception, device: Device) -> bool:
+    """Return whether what ONNX Runtime raised means that nothing will run on the device any more."""
+    return device is not Device.CPU and (isinstance(error, EPFail) or bool(_FATAL.search(str(error))))
+
+
+def _fatal() -> FatalDeviceError:
+    return FatalDeviceError("The device of this worker no longer works. Retry; another replica answers.")
 
 
 def _require_in_build(device: Device, provider: str) -> None:

@@ -1,8 +1,12 @@
-"""What a model version has done since it was loaded: the figures that the Open Inference Protocol reports."""
+"""What a model version has done since it was READY: the figures that the Open Inference Protocol and reports give."""
 
+import math
 import threading
 import time
 from dataclasses import dataclass, field
+
+LATENCY_CLASSES = 18
+"""Up to 1 ms, 2 ms, 4 ms, … 2^16 ms, and longer."""
 
 
 @dataclass(slots=True)
@@ -38,6 +42,10 @@ class ModelRecord:
     run: Duration = field(default_factory=Duration)
     reduce: Duration = field(default_factory=Duration)
     rows: int = 0
+    faults: int = 0
+    """Requests that failed through no fault of the caller."""
+    latency_counts: list[int] = field(default_factory=lambda: [0] * LATENCY_CLASSES)
+    """Requests by how long they took, failed ones too: entry i counts those up to 2^i ms, the last all longer ones."""
     last_ended: float = 0.0
     """Seconds since the epoch; 0 before the first request."""
     batches: dict[int, BatchRecord] = field(default_factory=dict)
@@ -63,10 +71,21 @@ class ModelRecord:
             self.collate.add(collate_s)
             self.run.add(run_s)
             self.reduce.add(reduce_s)
-            self.last_ended = time.time()
+            self._ended(total_s)
 
-    def failure(self, total_s: float) -> None:
-        """Record a request that failed in the engine."""
+    def failure(self, total_s: float, *, fault: bool) -> None:
+        """Record a request that failed in the engine; `fault`: through no fault of the caller."""
         with self.lock:
             self.fail.add(total_s)
-            self.last_ended = time.time()
+            self.faults += fault
+            self._ended(total_s)
+
+    def _ended(self, total_s: float) -> None:
+        self.latency_counts[latency_class(total_s)] += 1
+        self.last_ended = time.time()
+
+
+def latency_class(elapsed_s: float) -> int:
+    """Return the index of the entry of `latency_counts` that a duration falls into."""
+    milliseconds = elapsed_s * 1000
+    return min(math.ceil(math.log2(milliseconds)), LATENCY_CLASSES - 1) if milliseconds > 1 else 0

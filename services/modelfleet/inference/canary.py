@@ -1,0 +1,50 @@
+"""The smallest request of a model, asked again at intervals, and what was answered when the model was proved."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modelfleet.bundle.golden import difference
+from modelfleet.inference.engine import Engine, Runnable
+from modelfleet.inference.tensor_spec import Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """A request of the worker's own: its payload and the lengths of its rows."""
+
+    payload: Any
+    lengths: list[int]
+
+    def __str__(self) -> str:
+        length = max(self.lengths)
+        return f"{len(self.lengths)} rows" + (f" of {length} tokens" if length > 1 else "")
+
+    async def run(self, model: Runnable, engine: Engine) -> list[Array]:
+        """
+        Return the arrays that a model answers. Raises what `Engine.submit` raises.
+
+        It passes the model's own queue, whatever waits there, and shares its batch with none: the others' padding and
+        quantization scales would change the answer.
+        """
+        results = await engine.submit(model, self.payload, self.lengths, deadline=math.inf, key=self, probe=True)
+        return _flat(results)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canary:
+    """A trial and what was answered first. `tolerance` is a share of the answer's largest magnitude."""
+
+    trial: Trial
+    expected: list[Array]
+    tolerance: float
+
+    def difference(self, answer: Sequence[Array]) -> float:
+        """Return by how much an answer differs, as a share of the largest magnitude."""
+        return max(difference(wanted, got) for wanted, got in zip(self.expected, answer, strict=True))
+
+
+def _flat(results: Sequence[Any]) -> list[Array]:
+    """Return the arrays of rows that have one each (text models) or several (tensor models)."""
+    return [array for row in results for array in (row if isinstance(row, list) else [row])]
