@@ -47,7 +47,7 @@ class Cache:
         partial = self._blobs / f"{file.sha256}.partial"
         with partial.open("ab") as output:
             if output.tell() > file.size:  # not the beginning of this blob
-                output.truncate(0)
+                output.seek(output.truncate(0))
             async for piece in download(file.sha256, output.tell()):
                 await asyncio.to_thread(output.write, piece)
             output.flush()
