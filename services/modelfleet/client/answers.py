@@ -203,3 +203,67 @@ class BlobReport:
     problems: tuple[BlobProblem, ...]
     checked_blobs: int
     checked_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProgress:
+    """A worker and the state of a rollout's new version on it, empty when it does not hold it; FAILED has a reason."""
+
+    worker: str
+    pool: str
+    state: str
+    reason: str
+    current: bool
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers with the new version when asked to."""
+        return self.current and self.state == "READY"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFigures:
+    """What a version did in the current step of a canary; `p99_s` is None without requests."""
+
+    request_count: int
+    failure_count: int
+    p99_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutEvent:
+    """A state that a rollout entered, such as `FLIPPING`, and the new version's percent of requests from then on."""
+
+    state: str
+    percent: int
+    reason: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """
+    A rollout of `model@alias` to `model_version`; `old_model_version` is 0 where the alias named nothing.
+
+    `workers` are empty once it is over; figures are there in CANARY only.
+    """
+
+    rollout: int
+    model: str
+    alias: str
+    model_version: int
+    old_model_version: int
+    canary_percents: tuple[int, ...]
+    state: str
+    reason: str
+    percent: int
+    workers: tuple[WorkerProgress, ...]
+    old_figures: VersionFigures | None
+    new_figures: VersionFigures | None
+    events: tuple[RolloutEvent, ...]
+    create_time: datetime
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens to it."""
+        return self.state in ("SUCCEEDED", "FAILED", "ABORTED")

@@ -7,7 +7,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
-from modelfleet.client import inference_calls, manager_calls, storage_calls, tokenizer_calls
+from modelfleet.client import inference_calls, manager_calls, rollout_calls, storage_calls, tokenizer_calls
 from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES, open_channel
 from modelfleet.client.errors import from_call
 from modelfleet.client.steps import (
@@ -91,6 +91,11 @@ class Client:
     set_alias = _blocking(manager_calls.set_alias)
     delete_alias = _blocking(manager_calls.delete_alias)
     delete_model_version = _blocking(manager_calls.delete_model_version)
+    start_rollout = _blocking(rollout_calls.start_rollout)
+    get_rollout = _blocking(rollout_calls.get_rollout)
+    rollouts = _blocking(rollout_calls.rollouts)
+    promote_rollout = _blocking(rollout_calls.promote_rollout)
+    abort_rollout = _blocking(rollout_calls.abort_rollout)
     collect_garbage = _blocking(storage_calls.collect_garbage)
     check_blobs = _blocking(storage_calls.check_blobs)
 
