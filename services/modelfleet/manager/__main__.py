@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import prometheus_client
 from pydantic import Field
 
 from modelfleet.api.manager.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from modelfleet.api.manager.v1.pool_service_pb2_grpc import add_PoolServiceServicer_to_server
 from modelfleet.api.manager.v1.rollout_service_pb2_grpc import add_RolloutServiceServicer_to_server
 from modelfleet.api.manager.v1.storage_service_pb2_grpc import add_StorageServiceServicer_to_server
 from modelfleet.api.manager.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
@@ -20,10 +22,13 @@ from modelfleet.manager.blobs import Blobs
 from modelfleet.manager.garbage import GarbageCollector
 from modelfleet.manager.leadership import Leadership
 from modelfleet.manager.metrics import ManagerCollector
+from modelfleet.manager.pools.local import LocalPools
+from modelfleet.manager.pools.pool import Pools
 from modelfleet.manager.registry import Registry
 from modelfleet.manager.rollout_control import RolloutControl
 from modelfleet.manager.rollouts import Rollouts
 from modelfleet.manager.servicers.model_servicer import ModelServicer
+from modelfleet.manager.servicers.pool_servicer import PoolServicer
 from modelfleet.manager.servicers.rollout_servicer import RolloutServicer
 from modelfleet.manager.servicers.storage_servicer import StorageServicer
 from modelfleet.manager.servicers.worker_servicer import WorkerServicer
@@ -35,6 +40,7 @@ from modelfleet.runtime.settings import ServerSettings, read_settings
 
 SERVICES = (
     "modelfleet.api.manager.v1.ModelService",
+    "modelfleet.api.manager.v1.PoolService",
     "modelfleet.api.manager.v1.RolloutService",
     "modelfleet.api.manager.v1.StorageService",
     "modelfleet.api.manager.v1.WorkerService",
@@ -65,6 +71,12 @@ class Settings(ServerSettings):
     """A worker that has not reported for this long is taken for gone."""
     leader_lease_s: float = Field(default=5, gt=0)
     """Of several managers on one database one leads rollouts; another takes over when it is silent for this long."""
+    pools: Literal["local", "kubernetes"] = "local"
+    """Where workers run: `local` knows those that report, `kubernetes` also watches and scales Deployments."""
+    namespace: str = "default"
+    """Namespace of the pools' Deployments."""
+    pool_selector: str = "app.kubernetes.io/component=inference"
+    """Label selector of the pools' Deployments and pods; the label modelfleet.dev/pool tells one pool from another."""
 
     @property
     def database(self) -> str:
@@ -86,8 +98,9 @@ async def managing(settings: Settings) -> AsyncIterator[Server]:
     blobs = Blobs(store, database, timedelta(seconds=settings.presigned_url_lifetime_s))
     garbage = GarbageCollector(database, store, settings.blob_grace_s)
     check = BlobCheck(database, store, settings.blob_grace_s)
-    async with Assignments(database) as assignments:
+    async with Assignments(database) as assignments, AsyncExitStack() as stack:
         workers = Workers(database, settings.worker_ttl_s)
+        pools = await stack.enter_async_context(_watched_pools(settings, workers))
         control = RolloutControl(database, workers, Leadership(database, settings.leader_lease_s), assignments.changed)
 
         def changed() -> None:
@@ -99,6 +112,7 @@ async def managing(settings: Settings) -> AsyncIterator[Server]:
         collector = ManagerCollector(database, workers)
         server = Server(settings, SERVICES)
         add_ModelServiceServicer_to_server(ModelServicer(registry, blobs, Uploads(blobs, registry)), server.grpc)
+        add_PoolServiceServicer_to_server(PoolServicer(pools, workers), server.grpc)
         add_RolloutServiceServicer_to_server(RolloutServicer(rollouts), server.grpc)
         add_WorkerServiceServicer_to_server(WorkerServicer(assignments, workers), server.grpc)
         add_StorageServiceServicer_to_server(StorageServicer(garbage, check), server.grpc)
@@ -117,6 +131,25 @@ async def managing(settings: Settings) -> AsyncIterator[Server]:
             await server.drain()
             prometheus_client.REGISTRY.unregister(collector)
     await asyncio.to_thread(database.close)
+
+
+@asynccontextmanager
+async def _watched_pools(settings: Settings, workers: Workers) -> AsyncIterator[Pools]:
+    """Give the pools, kept up to date until the block ends."""
+    async with AsyncExitStack() as stack:
+        pools: Pools = LocalPools(workers)
+        if settings.pools == "kubernetes":
+            # The client takes half a second to import, and only managers in a cluster need it.
+            from modelfleet.manager.pools.kubernetes import KubernetesPools, kubernetes_client  # noqa: PLC0415
+
+            client = await stack.enter_async_context(kubernetes_client())
+            pools = KubernetesPools(client, settings.namespace, settings.pool_selector)
+        watching = asyncio.create_task(pools.run(), name="pools")
+        try:
+            yield pools
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
 
 
 async def serve(settings: Settings) -> None:
