@@ -2,7 +2,8 @@
 
 import typer
 
-from modelfleet_tools import manager_commands, registry, requests, samples_commands
+from modelfleet_tools import golden_commands, manager_commands, registry, requests, rollout_commands, samples_commands
+from modelfleet_tools.batch.command import batch
 from modelfleet_tools.demo import demo
 from modelfleet_tools.exit_codes import EPILOG, Commands
 from modelfleet_tools.up import up
@@ -19,14 +20,17 @@ app = typer.Typer(
 app.command()(up)
 app.command()(demo)
 app.add_typer(samples_commands.commands, name="samples")
+app.add_typer(golden_commands.commands, name="golden")
 app.add_typer(manager_commands.commands, name="manager")
 app.command()(registry.push)
 app.command()(registry.models)
 app.command()(registry.alias)
+app.add_typer(rollout_commands.commands, name="rollout")
 app.command()(requests.embed)
 app.command()(requests.classify)
 app.command()(requests.entities)
 app.command()(requests.rerank)
+app.command()(batch)
 
 
 def main() -> None:

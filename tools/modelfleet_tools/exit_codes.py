@@ -19,12 +19,15 @@ class ExitCode(IntEnum):
     USAGE = 2
     UNAVAILABLE = 3
     NOT_FOUND = 4
+    SOME_FAILED = 5
+    ALL_FAILED = 6
     INTERRUPTED = 130
 
 
 EPILOG = (
     "Exit codes: 0 done; 1 the request failed; 2 wrong usage; 3 a service is unreachable, loading or overloaded, so "
-    "that a retry may help; 4 no such model, version, alias or sample; 130 interrupted."
+    "that a retry may help; 4 no such model, version, alias or sample; 5 some rows of a batch failed; 6 all did; "
+    "130 interrupted."
 )
 
 # The first class that fits holds.

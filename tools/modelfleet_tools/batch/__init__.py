@@ -1,0 +1,1 @@
+"""`modelfleet batch`: files of rows through a model, resumable, in order."""
