@@ -22,14 +22,14 @@ _OTHER_GRAPHS = (".onnx", ".onnx_data", ".onnx.data")
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "openvino", "coreml"})
 
 
-def open_directory(root: Path) -> tuple[Bundle, Mapping[str, Path]]:
+def open_directory(root: Path, *, with_golden: bool = True) -> tuple[Bundle, Mapping[str, Path]]:
     """
     Read the bundle in a directory. Returns it, and where each of its files lies.
 
     `modelfleet.yaml` is its manifest; fields that it leaves out are inferred from the other files. Hidden files, that
     manifest, and the weights of other runtimes and graphs are left out. Symbolic links to files are followed. Raises
     InvalidBundleError when the directory holds no model, a file cannot be read, the graph is corrupt or names data
-    outside the bundle, or the golden examples are unreadable.
+    outside the bundle, or the golden examples are unreadable; they are left out unless `with_golden`.
     """
     if not root.is_dir():
         raise InvalidBundleError(f"{root} is no directory. Name the folder that holds the model.", field="path")
@@ -42,9 +42,11 @@ def open_directory(root: Path) -> tuple[Bundle, Mapping[str, Path]]:
             field="model",
         )
     needed = check_graph(graph, root) | {manifest.model}
-    if (root / GOLDEN_FILE).exists():
-        read_golden(root / GOLDEN_FILE)
     paths = {path: root / path for path in _files(root) if path in needed or _is_worth_shipping(path, manifest)}
+    if not with_golden:
+        paths.pop(GOLDEN_FILE, None)
+    elif GOLDEN_FILE in paths:
+        read_golden(paths[GOLDEN_FILE])
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing releases the interpreter's lock
         hashed = threads.map(_hashed, paths, paths.values())
         bundle = Bundle(files=tuple(hashed), manifest=manifest)

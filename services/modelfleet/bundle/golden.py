@@ -50,7 +50,7 @@ def write_golden(path: Path, examples: Sequence[GoldenExample]) -> None:
     for index, example in enumerate(examples):
         for kind, tensors in (("input", example.inputs), ("output", example.outputs)):
             for name, array in tensors.items():
-                arrays[f"{index}/{kind}/{name}"] = array.astype(np.str_) if array.dtype == np.object_ else array
+                arrays[f"{index}/{kind}/{name}"] = _objects_as_strings(array)
     written = path.with_suffix(".written")
     with written.open("wb") as file:
         # The type of numpy's stub has the flag allow_pickle among the arrays.
@@ -128,6 +128,10 @@ def difference(recorded: Array, got: Array) -> float:
 def _tensors(found: Mapping[str, Array], index: int, kind: str) -> Mapping[str, Array]:
     prefix = f"{index}/{kind}/"
     return {key.removeprefix(prefix): array for key, array in found.items() if key.startswith(prefix)}
+
+
+def _objects_as_strings(array: Array) -> Array:
+    return np.array(_as_text(array), np.str_).reshape(array.shape) if array.dtype == np.object_ else array
 
 
 def _strings_as_objects(array: Array) -> Array:

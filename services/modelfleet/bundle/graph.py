@@ -1,11 +1,13 @@
 """Checks of an ONNX graph before anything runs it: that it parses, and that its data lies inside the bundle."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+import numpy as np
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper
 
 from modelfleet.runtime.errors import InvalidBundleError
 
@@ -38,6 +40,22 @@ def precision(model_path: Path) -> Precision:
     if any(tensor.data_type in _HALVES for tensor in graph.initializer):
         return Precision.FP16
     return Precision.FP32
+
+
+def input_types(model_path: Path) -> Mapping[str, np.dtype[Any]]:
+    """Return the dtype of each input, by name, of a graph that `check_graph` has passed; strings are objects."""
+    graph = _parsed(model_path, model_path.name).graph
+    constants = {tensor.name for tensor in graph.initializer}  # before IR version 4 these are inputs too
+    return {
+        value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        for value in graph.input
+        if value.name not in constants
+    }
+
+
+def output_names(model_path: Path) -> tuple[str, ...]:
+    """Return the names of the outputs, in order, of a graph that `check_graph` has passed."""
+    return tuple(value.name for value in _parsed(model_path, model_path.name).graph.output)
 
 
 def check_graph(model_path: Path, root: Path) -> frozenset[str]:
