@@ -20,6 +20,8 @@ from modelfleet.inference.agent import Agent
 from modelfleet.inference.batching import BatchLimits
 from modelfleet.inference.cache import Cache
 from modelfleet.inference.engine import Engine
+from modelfleet.inference.generation.answering import Answering
+from modelfleet.inference.generation.detokenization import Detokenization
 from modelfleet.inference.health import Health
 from modelfleet.inference.loading import Loader
 from modelfleet.inference.manager_client import ManagerClient
@@ -124,13 +126,15 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
         )
         loader = Loader(cache, manager.download, engine, options, settings.batch_limits, budget=budget)
         agent = Agent(served, loader, engine, cache, manager)
-        tokenization = Tokenization(TokenizerClient(tokenizer_channel))
+        tokenizer = TokenizerClient(tokenizer_channel)
+        tokenization = Tokenization(tokenizer)
         limits = RequestLimits(settings.max_texts, settings.max_text_bytes)
         pipeline = Pipeline(served, manager, tokenization, engine, limits)
+        answering = Answering(pipeline, tokenization, Detokenization(tokenizer), tokenizer)
 
         server = Server(settings, SERVICES)
         open_inference = OpenInferenceServicer(pipeline, served, max_batch=settings.max_texts)
-        add_InferenceServiceServicer_to_server(InferenceServicer(pipeline, served), server.grpc)
+        add_InferenceServiceServicer_to_server(InferenceServicer(pipeline, answering, served), server.grpc)
         add_GRPCInferenceServiceServicer_to_server(open_inference, server.grpc)
         await server.start()
         agent_task = asyncio.create_task(agent.run(), name="agent")
@@ -154,6 +158,7 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
             agent_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await agent_task
+            await served.close()
 
 
 @asynccontextmanager

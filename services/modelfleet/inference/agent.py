@@ -168,7 +168,7 @@ class Agent:
         assert version.model
         self._served.move(version, VersionState.DRAINING)
         await self._served.drained(version)
-        self._engine.detach(version.model)
+        await self._loader.unload(version.model)
         version.model = None
         await asyncio.to_thread(return_free_memory)
 

@@ -15,8 +15,9 @@ from modelfleet.inference.assignment import AssignedVersion
 from modelfleet.inference.batching import BatchLimits
 from modelfleet.inference.cache import Cache, Download
 from modelfleet.inference.engine import Engine
+from modelfleet.inference.generation.model import GenerativeModel
 from modelfleet.inference.memory_budget import MemoryBudget, SessionMemory
-from modelfleet.inference.models import LoadedModel, TensorModel, TextModel
+from modelfleet.inference.models import HeldModel, LoadedModel, TensorModel, TextModel
 from modelfleet.inference.proving import check_golden, warm_up
 from modelfleet.inference.session import Session, SessionOptions
 from modelfleet.inference.states import VersionState
@@ -60,7 +61,7 @@ class Loader:
         self._budget = budget
         self._one_at_a_time = asyncio.Lock()
 
-    async def load(self, assigned: AssignedVersion, entered: Callable[[VersionState], None]) -> LoadedModel:
+    async def load(self, assigned: AssignedVersion, entered: Callable[[VersionState], None]) -> HeldModel:
         """
         Return the loaded model, attached to the engine; `entered` hears of each state on the way.
 
@@ -72,11 +73,43 @@ class Loader:
         async with self._one_at_a_time:
             entered(VersionState.VERIFYING)
             started = time.monotonic()
+            if assigned.bundle.manifest.task is Task.GENERATE:
+                return await self._generative(assigned, entered)
             model, proof = await asyncio.to_thread(self._verified, assigned)
             entered(VersionState.WARMING)
             await self._prove(model, proof)
             seconds = round(time.monotonic() - started, 3)
             _log.info("loaded", version=model.name, seconds=seconds, **asdict(model.memory))
+        return model
+
+    async def unload(self, model: HeldModel) -> None:
+        """Let go of a model that no request uses any more."""
+        if isinstance(model, GenerativeModel):
+            await model.close()
+        else:
+            self._engine.detach(model)
+
+    async def _generative(self, assigned: AssignedVersion, entered: Callable[[VersionState], None]) -> GenerativeModel:
+        model = await asyncio.to_thread(self._opened, assigned)
+        entered(VersionState.WARMING)
+        model.start()
+        try:
+            await model.warm_up()
+        except BaseException:
+            await model.close()
+            raise
+        metrics.observe_memory(model.name, model.memory)
+        return model
+
+    def _opened(self, assigned: AssignedVersion) -> GenerativeModel:
+        bundle, manifest, name = assigned.bundle, assigned.bundle.manifest, str(assigned.key)
+        directory = self._cache.materialize(bundle)
+        size = sum((directory / path).stat().st_size for path in check_graph(directory / manifest.model, directory))
+        self._budget.require(name, int(_LOADING_SHARE * size), size, "to be loaded")
+        before = self._budget.left()
+        model = GenerativeModel(name, manifest, directory, self._options)
+        host_bytes, device_bytes = self._budget.left().since(before)
+        model.memory = SessionMemory(host_bytes=host_bytes, device_bytes=device_bytes)
         return model
 
     async def _prove(self, model: LoadedModel, proof: _Proof) -> None:

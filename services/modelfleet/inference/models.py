@@ -10,6 +10,7 @@ from modelfleet.bundle.manifest import Manifest, Pooling, Task
 from modelfleet.inference.batching import BatchLimits, Row
 from modelfleet.inference.canary import Canary
 from modelfleet.inference.engine import Job
+from modelfleet.inference.generation.model import GenerativeModel
 from modelfleet.inference.memory_budget import SessionMemory
 from modelfleet.inference.session import RunCancellation, Session
 from modelfleet.inference.statistics import ModelRecord
@@ -124,6 +125,7 @@ class TensorModel:
 
 
 LoadedModel = TextModel | TensorModel
+HeldModel = LoadedModel | GenerativeModel
 
 _TEXT_INPUTS = frozenset({"input_ids", "token_type_ids", "attention_mask", "position_ids"})
 

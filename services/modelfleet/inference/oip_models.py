@@ -19,7 +19,7 @@ import numpy as np
 from modelfleet.bundle.manifest import Task
 from modelfleet.bundle.reference import ModelReference
 from modelfleet.inference.assignment import VersionKey
-from modelfleet.inference.models import LoadedModel, TensorModel
+from modelfleet.inference.models import HeldModel, TensorModel, TextModel
 from modelfleet.inference.pipeline import Pipeline, TextInput
 from modelfleet.inference.tensor_spec import Array, TensorSpec
 from modelfleet.runtime.errors import InvalidInputError, WrongTaskError
@@ -38,10 +38,12 @@ class Signature:
     batches: bool
 
 
-def signature(model: LoadedModel) -> Signature:
+def signature(model: HeldModel) -> Signature:
     """Return how a loaded model is seen."""
     if isinstance(model, TensorModel):
         return Signature(model.session.inputs, model.session.outputs, model.batches)
+    if not isinstance(model, TextModel):
+        raise _no_form(model)
     labels = len(model.manifest.labels)
     match model.manifest.task:
         case Task.EMBED:
@@ -55,10 +57,14 @@ def signature(model: LoadedModel) -> Signature:
         case Task.RERANK:
             query, documents = TensorSpec("query", _BYTES, (1,)), TensorSpec("documents", _BYTES, (None,))
             return Signature((query, documents), (TensorSpec("scores", _FP32, (None,)),), batches=False)
-        case task:
-            raise WrongTaskError(
-                f"{model.name} is a model of the task {task.value!r}, which this protocol has no form for."
-            )
+        case _:
+            raise _no_form(model)
+
+
+def _no_form(model: HeldModel) -> WrongTaskError:
+    return WrongTaskError(
+        f"{model.name} is a model of the task {model.manifest.task.value!r}, which this protocol has no form for."
+    )
 
 
 async def infer(

@@ -11,7 +11,7 @@ from modelfleet.api.oip.v2 import open_inference_pb2 as pb
 from modelfleet.bundle.reference import ModelReference
 from modelfleet.inference import oip_models
 from modelfleet.inference.assignment import VersionKey
-from modelfleet.inference.models import LoadedModel
+from modelfleet.inference.models import HeldModel
 from modelfleet.inference.oip_tensors import datatype, read_inputs, write_outputs
 from modelfleet.inference.pipeline import Pipeline
 from modelfleet.inference.served_models import ServedModels, ServedVersion
@@ -107,7 +107,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         write_outputs(response, outputs, [output.name for output in request.outputs], raw=raw)
         return response
 
-    def _config(self, key: VersionKey, model: LoadedModel) -> model_config_pb2.ModelConfig:
+    def _config(self, key: VersionKey, model: HeldModel) -> model_config_pb2.ModelConfig:
         seen = oip_models.signature(model)
         first = 1 if seen.batches else 0  # dims do not tell of the batch
         return model_config_pb2.ModelConfig(

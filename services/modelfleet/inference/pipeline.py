@@ -14,12 +14,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from modelfleet.bundle.bundle import Bundle
 from modelfleet.bundle.manifest import Task
 from modelfleet.bundle.reference import ModelReference
 from modelfleet.inference import metrics
 from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.engine import Engine
-from modelfleet.inference.models import TensorModel, TextModel
+from modelfleet.inference.models import HeldModel, TensorModel, TextModel
 from modelfleet.inference.results import Classified, Embedded, Extracted, Inferred, Reranked
 from modelfleet.inference.served_models import NotHeldError, ServedModels
 from modelfleet.inference.tasks import classify, embed, entities, rerank, tensors, windows
@@ -164,7 +165,7 @@ class Pipeline:
         return Inferred(version, outputs)
 
     @asynccontextmanager
-    async def held(self, reference: ModelReference) -> AsyncIterator[tuple[VersionKey, TextModel | TensorModel]]:
+    async def held(self, reference: ModelReference) -> AsyncIterator[tuple[VersionKey, HeldModel]]:
         """Hold the version that a reference leads to. Raises NotFoundError, NotServedHereError, ModelLoadingError."""
         try:
             use = self._served.use(reference)
@@ -205,7 +206,7 @@ class Pipeline:
         field = "texts" if query is None else "documents"
         self._check_texts(text.texts, field=field)
         options = TokenizeOptions(
-            tokenizer_digest=self._tokenizer_digest(version),
+            tokenizer_digest=self.bundle(version).tokenizer_digest or "",
             max_tokens=model.manifest.max_tokens or 0,
             truncation=text.truncation,
             stride=text.stride,
@@ -221,10 +222,11 @@ class Pipeline:
         _require_tokens(tokens, field)
         return tokens
 
-    def _tokenizer_digest(self, version: VersionKey) -> str:
+    def bundle(self, version: VersionKey) -> Bundle:
+        """Return the bundle of a version that is held."""
         held = self._served.get(version)
         assert held
-        return held.assigned.bundle.tokenizer_digest or ""
+        return held.assigned.bundle
 
     async def _run(self, model: TextModel, tokens: Tokens, deadline: float) -> list[Floats]:
         return await self._engine.submit(model, tokens, tokens.lengths.tolist(), deadline=deadline)

@@ -40,7 +40,7 @@ async def check_golden(model: LoadedModel, engine: Engine, examples: Sequence[Go
                 (outputs,) = await engine.submit(runs, example, [1], deadline=math.inf, probe=True)
             except SessionFailureError as error:
                 raise GoldenMismatchError(
-                    f"{model.name} on {provider} fails on the golden example {example.name!r}: {error.__cause__}"
+                    f"{model.name} on {provider} fails on the golden example {example.name!r}: {_cause(error)}"
                 ) from error
             check_outputs(example, outputs, tolerance=tolerance, provider=provider, model=model.name)
     finally:
@@ -156,4 +156,9 @@ async def _answer(model: LoadedModel, engine: Engine, trial: Trial) -> list[Arra
             "Assign fewer versions to this worker, or lower max_batch_tokens."
         ) from error
     except SessionFailureError as error:
-        raise InvalidBundleError(f"The graph fails on {trial}: {error.__cause__}", field="model") from error
+        raise InvalidBundleError(f"The graph fails on {trial}: {_cause(error)}", field="model") from error
+
+
+def _cause(error: SessionFailureError) -> str:
+    """Return what ONNX Runtime said, on one line."""
+    return " ".join(str(error.__cause__).split())

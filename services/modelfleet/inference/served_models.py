@@ -10,7 +10,8 @@ import structlog
 from modelfleet.bundle.reference import ModelReference
 from modelfleet.inference import metrics
 from modelfleet.inference.assignment import AssignedVersion, Route, VersionKey
-from modelfleet.inference.models import LoadedModel
+from modelfleet.inference.generation.model import GenerativeModel
+from modelfleet.inference.models import HeldModel
 from modelfleet.inference.routing import Choice, affinity_point
 from modelfleet.inference.states import VersionState, follows
 from modelfleet.runtime.affinity import affinity_key
@@ -28,7 +29,7 @@ class ServedVersion:
     assigned: AssignedVersion
     state: VersionState = VersionState.DOWNLOADING
     reason: str = ""
-    model: LoadedModel | None = None
+    model: HeldModel | None = None
     in_use: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -112,7 +113,7 @@ class ServedModels:
         )
 
     @contextmanager
-    def use(self, reference: ModelReference) -> Iterator[tuple[VersionKey, LoadedModel]]:
+    def use(self, reference: ModelReference) -> Iterator[tuple[VersionKey, HeldModel]]:
         """
         Hold the version that a reference leads to; it is not unloaded before the block ends.
 
@@ -155,6 +156,12 @@ class ServedModels:
         if version is None:
             raise NotHeldError
         return version
+
+    async def close(self) -> None:
+        """End the generation of text; requests have ended by now."""
+        for version in self.versions():
+            if isinstance(version.model, GenerativeModel):
+                await version.model.close()
 
     async def drained(self, version: ServedVersion) -> None:
         """Return once no request uses the version."""

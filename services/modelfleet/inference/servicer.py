@@ -3,7 +3,8 @@
 import base64
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
@@ -14,6 +15,8 @@ from modelfleet.api.inference.v1 import inference_pb2_grpc
 from modelfleet.api.manager.v1 import version_state_pb2
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2
 from modelfleet.bundle.reference import ModelReference
+from modelfleet.inference.generation.answering import Answering, Chunk, Prompt, Turn
+from modelfleet.inference.generation.options import Grammar, Guidance, Options, Sampling
 from modelfleet.inference.pipeline import Pipeline, TextInput
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.tokenization import Truncation
@@ -30,8 +33,9 @@ _LARGEST_PAGE = 1000
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Translates; the pipeline answers."""
 
-    def __init__(self, pipeline: Pipeline, served: ServedModels) -> None:
+    def __init__(self, pipeline: Pipeline, answering: Answering, served: ServedModels) -> None:
         self._pipeline = pipeline
+        self._answering = answering
         self._served = served
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
@@ -114,6 +118,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             ],
         )
 
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+        chunks = self._answering.generate(
+            ModelReference.parse(request.model),
+            _prompt(request),
+            _options(request),
+            client=context.peer(),
+            deadline=deadline(context),
+        )
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield _chunk(chunk)
+
     async def ListServedModels(
         self, request: pb.ListServedModelsRequest, context: Context
     ) -> pb.ListServedModelsResponse:
@@ -195,6 +211,59 @@ def _tokens(message: pb.TokenIds) -> Tokens:
         window_counts=np.ones_like(lengths),
         token_counts=lengths,
     )
+
+
+def _prompt(request: pb.GenerateRequest) -> Prompt:
+    if size := len(request.token_ids) % 4:
+        raise InvalidInputError(
+            f"token_ids ends {size} bytes into a number. Pack little-endian int32.", field="token_ids"
+        )
+    return Prompt(
+        text=request.prompt,
+        turns=tuple(Turn(message.role, message.content) for message in request.messages),
+        token_ids=np.frombuffer(request.token_ids, "<i4") if request.token_ids else None,
+    )
+
+
+def _options(request: pb.GenerateRequest) -> Options:
+    given = request.sampling
+    values = {
+        name: getattr(given, name)
+        for name in ("temperature", "top_k", "top_p", "seed", "repetition_penalty")
+        if given.HasField(name)
+    }
+    grammar = request.guidance.WhichOneof("grammar")
+    return Options(
+        max_tokens=request.max_tokens,
+        sampling=Sampling(**values),
+        stop=tuple(request.stop),
+        n=request.n or 1,
+        guidance=Guidance(Grammar(grammar), getattr(request.guidance, grammar)) if grammar else None,
+        logprobs=request.logprobs,
+    )
+
+
+def _chunk(chunk: Chunk) -> pb.GenerateResponse:
+    message = pb.GenerateResponse(
+        model=chunk.version.model,
+        model_version=chunk.version.model_version,
+        index=chunk.index,
+        text=chunk.text,
+        token_ids=np.array(chunk.token_ids, "<i4").tobytes(),
+        logprobs=np.array(chunk.logprobs, "<f4").tobytes(),
+        stop=chunk.stop or "",
+    )
+    if chunk.finish:
+        message.finish_reason = pb.FinishReason.Value(f"FINISH_REASON_{chunk.finish.value}")
+    if chunk.usage:
+        message.usage.CopyFrom(
+            pb.GenerateUsage(
+                prompt_tokens=chunk.usage.prompt_tokens,
+                cached_prompt_tokens=chunk.usage.cached_prompt_tokens,
+                generated_tokens=chunk.usage.generated_tokens,
+            )
+        )
+    return message
 
 
 def _usage(usage: TextUsage) -> pb.TextUsage:

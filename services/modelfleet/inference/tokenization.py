@@ -40,6 +40,7 @@ class TokenizeOptions:
     truncation: Truncation = Truncation.RIGHT
     stride: int | None = None
     with_offsets: bool = False
+    special_tokens: bool = True
 
 
 class Tokenizer(Protocol):

@@ -2,16 +2,22 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from modelfleet.bundle.bundle import Bundle
 from modelfleet.client.errors import from_rpc_error
+from modelfleet.inference.generation.answering import Turn
 from modelfleet.inference.tokenization import TokenizeOptions
 from modelfleet.inference.tokens import Tokens
 from modelfleet.runtime.errors import DeadlineExpiredError, TokenizerUnreachableError
 from modelfleet.runtime.telemetry import outgoing_metadata
+
+R = TypeVar("R")
 
 
 class TokenizerClient:
@@ -32,20 +38,42 @@ class TokenizerClient:
             truncation=tokenizer_pb2.Truncation.Value(f"TRUNCATION_{options.truncation.value}"),
             windowing=None if options.stride is None else tokenizer_pb2.Windowing(stride=options.stride),
             with_offsets=options.with_offsets,
+            no_special_tokens=not options.special_tokens,
         )
-        timeout = timeout_s if math.isfinite(timeout_s) else None
-        try:
-            response = await self._stub.Tokenize(request, timeout=timeout, metadata=outgoing_metadata())
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise TokenizerUnreachableError(
-                    f"The tokenizer service cannot be reached ({error.details()}). Retry."
-                ) from error
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                message = "The deadline passed while the text was tokenized. Allow more time."
-                raise DeadlineExpiredError(message) from error
-            raise from_rpc_error(error) from error
-        return _tokens(response)
+        return _tokens(await _answered(self._stub.Tokenize, request, timeout_s))
+
+    async def detokenize(self, digest: str, sequences: Sequence[Sequence[int]], timeout_s: float) -> list[str]:
+        """Return one text a sequence of ids. Raises as `tokenize` does."""
+        request = tokenizer_pb2.DetokenizeRequest(
+            tokenizer_digest=digest,
+            ids=np.array([id_ for ids in sequences for id_ in ids], "<i4").tobytes(),
+            lengths=np.array([len(ids) for ids in sequences], "<i4").tobytes(),
+        )
+        return list((await _answered(self._stub.Detokenize, request, timeout_s)).texts)
+
+    async def render_chat(self, bundle: Bundle, turns: Sequence[Turn], timeout_s: float) -> str:
+        """Return the prompt that the bundle's chat template writes. Raises as `tokenize` does."""
+        request = tokenizer_pb2.RenderChatRequest(
+            template_digest=bundle.chat_template_digest or "",
+            messages=[tokenizer_pb2.ChatMessage(role=turn.role, content=turn.content) for turn in turns],
+            special_tokens=bundle.manifest.special_tokens,
+        )
+        return (await _answered(self._stub.RenderChat, request, timeout_s)).text
+
+
+async def _answered(method: "grpc.aio.UnaryUnaryMultiCallable[Any, R]", request: Message, timeout_s: float) -> R:
+    timeout = timeout_s if math.isfinite(timeout_s) else None
+    try:
+        return await method(request, timeout=timeout, metadata=outgoing_metadata())
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            raise TokenizerUnreachableError(
+                f"The tokenizer service cannot be reached ({error.details()}). Retry."
+            ) from error
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            message = "The deadline passed while the text was tokenized. Allow more time."
+            raise DeadlineExpiredError(message) from error
+        raise from_rpc_error(error) from error
 
 
 def _tokens(response: tokenizer_pb2.TokenizeResponse) -> Tokens:

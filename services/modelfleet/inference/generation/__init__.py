@@ -1,0 +1,1 @@
+"""Generated text: from a prompt to a stream of chunks."""

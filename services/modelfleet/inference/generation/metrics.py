@@ -1,0 +1,71 @@
+"""What Prometheus sees of generated text."""
+
+from collections.abc import Callable
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from modelfleet.runtime.telemetry import LATENCY_BUCKETS_S
+
+FIRST_TOKEN_SECONDS = Histogram(
+    "modelfleet_first_token_seconds",
+    "Time from a request's arrival, tokenized, to its first token.",
+    ["model"],
+    buckets=LATENCY_BUCKETS_S,
+)
+TOKEN_SECONDS = Histogram(
+    "modelfleet_token_seconds", "Time from a token to the next.", ["model"], buckets=LATENCY_BUCKETS_S
+)
+STREAMS = Gauge("modelfleet_streams", "Continuations under way (active) and those that wait.", ["model", "state"])
+CACHE_TOKENS = Gauge(
+    "modelfleet_cache_tokens", "Tokens that the cache is reserved for, and its limit.", ["model", "kind"]
+)
+TOKENS = Counter(
+    "modelfleet_stream_tokens_total", "Tokens of prompts (in), not computed again (cached), generated (out).",
+    ["model", "kind"],
+)  # fmt: skip
+FINISHED = Counter("modelfleet_streams_finished_total", "Continuations that ended, by why.", ["model", "reason"])
+DETOKENIZE_STREAMS = Histogram(
+    "modelfleet_detokenize_streams", "Streams that share a call to the tokenizer service.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)  # fmt: skip
+DETOKENIZE_TOKENS = Histogram(
+    "modelfleet_detokenize_tokens", "New tokens in a call to the tokenizer service.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)  # fmt: skip
+
+
+class DecodingSeries:
+    """
+    The series of one model version.
+
+    They are looked up once: what a thread still observes after `forget` does not bring them back.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        active: Callable[[], int],
+        waiting: Callable[[], int],
+        reserved: Callable[[], int],
+        cache_tokens: int,
+    ) -> None:
+        self._model = model
+        self.first_token = FIRST_TOKEN_SECONDS.labels(model)
+        self.token = TOKEN_SECONDS.labels(model)
+        self.tokens_in = TOKENS.labels(model, "in")
+        self.tokens_cached = TOKENS.labels(model, "cached")
+        self.tokens_out = TOKENS.labels(model, "out")
+        STREAMS.labels(model, "active").set_function(active)
+        STREAMS.labels(model, "waiting").set_function(waiting)
+        CACHE_TOKENS.labels(model, "reserved").set_function(reserved)
+        CACHE_TOKENS.labels(model, "limit").set(cache_tokens)
+
+    def finished(self, reason: str) -> None:
+        """Count the end of a continuation."""
+        FINISHED.labels(self._model, reason).inc()
+
+    def forget(self) -> None:
+        """Drop the series of a model version that is no longer here."""
+        for metric in (FIRST_TOKEN_SECONDS, TOKEN_SECONDS, STREAMS, CACHE_TOKENS, TOKENS, FINISHED):
+            metric.remove_by_labels({"model": self._model})
