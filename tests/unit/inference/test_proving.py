@@ -1,0 +1,226 @@
+"""What a version must show before it is READY: golden examples, the largest batch, and that it fits into memory."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import graphs
+from modelfleet.bundle.bundle import GOLDEN_FILE, Bundle, BundleFile
+from modelfleet.bundle.golden import GoldenExample, write_golden
+from modelfleet.bundle.manifest import Task
+from modelfleet.inference.assignment import AssignedVersion, VersionKey
+from modelfleet.inference.batching import BatchLimits
+from modelfleet.inference.cache import Cache
+from modelfleet.inference.engine import Engine
+from modelfleet.inference.loading import Loader
+from modelfleet.inference.memory_budget import MemoryBudget
+from modelfleet.inference.models import LoadedModel
+from modelfleet.inference.session import Session
+from modelfleet.runtime.errors import GoldenMismatchError, InsufficientMemoryError
+from modelfleet.runtime.memory import available_memory, resident_memory
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    engine = Engine(lanes=1, max_queue_tokens=1000)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def shapes_run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shape of the first input of each run."""
+    shapes: list[tuple[int, ...]] = []
+    run = Session.run
+
+    def watched(self: Session, inputs: Any, *more: Any) -> Any:
+        shapes.append(next(iter(inputs.values())).shape)
+        return run(self, inputs, *more)
+
+    monkeypatch.setattr(Session, "run", watched)
+    return shapes
+
+
+def with_golden(sample: graphs.SampleBundle, directory: Path, *examples: GoldenExample) -> graphs.SampleBundle:
+    write_golden(directory / GOLDEN_FILE, examples)
+    content = (directory / GOLDEN_FILE).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    files = (*sample.bundle.files, BundleFile(GOLDEN_FILE, digest, len(content)))
+    return graphs.SampleBundle(Bundle(files, sample.bundle.manifest), {**sample.contents, digest: content})
+
+
+def affine_example(*, off_by: float = 0.0, rows: int = 1) -> GoldenExample:
+    x = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3)
+    y = 2 * x + 1
+    return GoldenExample("first", {"x": x}, {"y": y + np.float32(off_by) * y.max()})
+
+
+async def load(
+    sample: graphs.SampleBundle,
+    engine: Engine,
+    directory: Path,
+    *,
+    host_bytes: int = 0,
+    limits: BatchLimits = graphs.LIMITS,
+) -> LoadedModel:
+    budget = MemoryBudget(host_bytes or available_memory(), None)
+    loader = Loader(
+        Cache(directory / "cache"), sample.download, engine, graphs.cpu_options(directory), limits, budget=budget
+    )
+    return await loader.load(AssignedVersion(VersionKey("m", 2), sample.bundle), lambda _: None)
+
+
+async def test_a_model_that_gives_what_was_recorded_is_loaded(engine: Engine, tmp_path: Path) -> None:
+    sample = with_golden(graphs.tensor_bundle(graphs.affine()), tmp_path, affine_example())
+
+    model = await load(sample, engine, tmp_path)
+
+    assert model.canary
+    assert model.canary.difference(await model.canary.trial.run(model, engine)) == 0
+    assert model.record.success.count == 0  # what the worker asks itself is no traffic
+
+
+async def test_a_mismatch_names_the_example_the_largest_difference_and_the_provider(
+    engine: Engine, tmp_path: Path
+) -> None:
+    sample = with_golden(graphs.tensor_bundle(graphs.affine()), tmp_path, affine_example(off_by=0.5))
+
+    with pytest.raises(GoldenMismatchError) as caught:
+        await load(sample, engine, tmp_path)
+
+    assert caught.value.message.startswith(
+        "m@2 on CPUExecutionProvider differs from the golden example 'first': output 'y' by 0.333 of its largest"
+    )
+
+
+async def test_the_manifest_s_tolerance_holds(engine: Engine, tmp_path: Path) -> None:
+    bundle = graphs.tensor_bundle(graphs.affine(), golden_tolerance=0.4)
+
+    await load(with_golden(bundle, tmp_path, affine_example(off_by=0.5)), engine, tmp_path)
+
+
+async def test_an_example_that_the_graph_cannot_run_is_a_mismatch(engine: Engine, tmp_path: Path) -> None:
+    wrong = GoldenExample("wrong", {"x": np.zeros((1, 7), np.float32)}, {"y": np.zeros((1, 7), np.float32)})
+
+    with pytest.raises(GoldenMismatchError, match=r"fails on the golden example 'wrong': .*Got: 7 Expected: 3"):
+        await load(with_golden(graphs.tensor_bundle(graphs.affine()), tmp_path, wrong), engine, tmp_path)
+
+
+async def test_a_text_model_is_held_to_its_graph_s_raw_outputs(engine: Engine, tmp_path: Path) -> None:
+    ids = np.array([[2, 30, 31, 3]])
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    right = graphs.ENTITY_LOGITS[ids]
+    wrong = np.where(np.abs(right) == np.abs(right).max(), 0, right)
+    bundle = graphs.text_bundle(graphs.labeller(), Task.ENTITIES)
+
+    await load(
+        with_golden(bundle, tmp_path, GoldenExample("cat", inputs, {"logits": right})), engine, tmp_path / "right"
+    )
+    with pytest.raises(GoldenMismatchError, match="output 'logits' by 1"):
+        await load(
+            with_golden(bundle, tmp_path, GoldenExample("cat", inputs, {"logits": wrong})), engine, tmp_path / "wrong"
+        )
+
+
+async def test_a_text_model_is_warmed_up_to_its_largest_batch(
+    engine: Engine, tmp_path: Path, shapes_run: list[tuple[int, ...]]
+) -> None:
+    await load(
+        graphs.text_bundle(graphs.embedder(), Task.EMBED), engine, tmp_path, limits=BatchLimits(8 * graphs.MAX_TOKENS)
+    )
+
+    assert shapes_run == [(1, 1), (2, graphs.MAX_TOKENS), (8, graphs.MAX_TOKENS)]
+
+
+async def test_a_tensor_model_is_warmed_up_by_its_examples_to_its_largest_batch(
+    engine: Engine, tmp_path: Path, shapes_run: list[tuple[int, ...]]
+) -> None:
+    bundle = graphs.tensor_bundle(graphs.affine(), max_batch_rows=12)
+
+    model = await load(with_golden(bundle, tmp_path, affine_example(rows=2)), engine, tmp_path)
+
+    assert shapes_run == [(2, 3), (2, 3), (3, 3), (12, 3)]  # the golden example itself comes first
+    assert model.limits.max_tokens == 12
+
+
+async def test_a_batch_of_large_elements_holds_no_more_than_a_message(engine: Engine, tmp_path: Path) -> None:
+    large = np.zeros((1, 4_000_000), np.float32)
+    graph = tensor_graph(
+        [helper.make_node("ReduceMax", ["x", "axis"], ["y"], keepdims=1)],
+        ["batch", 4_000_000],
+        axis=np.array([1], np.int64),
+    )
+    sample = with_golden(
+        graphs.tensor_bundle(graph), tmp_path, GoldenExample("large", {"x": large}, {"y": large[:, :1]})
+    )
+
+    model = await load(sample, engine, tmp_path)
+
+    assert model.limits.max_tokens == (64 << 20) // large.nbytes
+
+
+async def test_a_tensor_model_without_examples_is_neither_warmed_up_nor_watched(
+    engine: Engine, tmp_path: Path, shapes_run: list[tuple[int, ...]]
+) -> None:
+    model = await load(graphs.tensor_bundle(graphs.affine()), engine, tmp_path)
+
+    assert shapes_run == []
+    assert model.canary is None
+
+
+async def test_a_version_too_large_for_what_is_left_is_refused_before_it_is_loaded_with_the_figures(
+    engine: Engine, tmp_path: Path
+) -> None:
+    weights = np.zeros(20 * MEGABYTE // 4, np.float32)
+    graph = tensor_graph([helper.make_node("Mul", ["x", "weights"], ["y"])], ["batch", len(weights)], weights=weights)
+
+    with pytest.raises(InsufficientMemoryError) as caught:
+        await load(graphs.tensor_bundle(graph), engine, tmp_path, host_bytes=resident_memory() + 10 * MEGABYTE)
+
+    assert "m@2 needs about 30 MB of host memory to be loaded, and " in caught.value.message
+    assert "MB are left on this worker" in caught.value.message
+
+
+async def test_a_version_whose_largest_batch_would_not_fit_is_refused_before_that_is_run(
+    engine: Engine, tmp_path: Path, shapes_run: list[tuple[int, ...]]
+) -> None:
+    # Each row takes 4 MB on its way.
+    graph = tensor_graph(
+        [
+            helper.make_node("Expand", ["x", "width"], ["wide"]),
+            helper.make_node("Exp", ["wide"], ["wider"]),
+            helper.make_node("ReduceMax", ["wider", "axis"], ["y"], keepdims=1),
+        ],
+        ["batch", 1],
+        width=np.array([1, MEGABYTE], np.int64),
+        axis=np.array([1], np.int64),
+    )
+    one = np.zeros((1, 1), np.float32)
+    sample = with_golden(
+        graphs.tensor_bundle(graph, max_batch_rows=48), tmp_path, GoldenExample("one", {"x": one}, {"y": one + 1})
+    )
+
+    with pytest.raises(InsufficientMemoryError, match=r"m@2 needs about \d+ MB of host memory to run 48 rows at once"):
+        await load(sample, engine, tmp_path, host_bytes=resident_memory() + 150 * MEGABYTE)
+
+    assert max(shapes_run) == (12, 1)
+    model = await load(sample, engine, tmp_path / "again")
+    assert model.memory.host_peak_bytes > 150 * MEGABYTE
+
+
+def tensor_graph(nodes: list[object], shape: list[int | str], **constants: np.ndarray) -> ModelProto:
+    """x: float `shape` -> y."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", None])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
