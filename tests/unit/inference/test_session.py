@@ -5,10 +5,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from harness import graphs
-from modelfleet.inference.session import Device, RunCancellation, Session
+from modelfleet.inference.session import Device, RunCancellation, Session, is_fatal
 from modelfleet.inference.tensor_spec import TensorSpec
 from modelfleet.runtime.errors import InvalidBundleError, ProviderUnavailableError
 from onnx import ModelProto, TensorProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 
 def saved(graph: ModelProto, directory: Path) -> Path:
@@ -76,3 +77,50 @@ def test_a_run_that_was_cancelled_before_it_began_ends_at_once(
     with pytest.raises(Exception, match="terminate flag"):
         session.run({"x": np.array([[1e12]], np.float32)}, ["y"], cancellation)
     assert capfd.readouterr().err == ""  # the log is JSON lines; ONNX Runtime writes none into it
+
+
+@pytest.mark.parametrize(
+    ("message", "fatal"),
+    [
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=w", True),
+        ("CUDA failure 719: unspecified launch failure ; GPU=0", True),
+        ("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0", True),
+        ("CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0", True),
+        ("CUDA failure 214: uncorrectable ECC error encountered", True),
+        ("CUDA failure 2: out of memory ; GPU=0", False),
+        ("Non-zero status code returned while running Gather node. indices element out of data bounds", False),
+        ("Exiting due to terminate flag being set to true.", False),
+    ],
+)
+def test_errors_that_only_a_new_process_recovers_from_are_told_from_others(message: str, *, fatal: bool) -> None:
+    assert is_fatal(RuntimeError(message), Device.CUDA) is fatal
+    assert not is_fatal(RuntimeError(message), Device.CPU)
+
+
+def test_a_failure_that_a_provider_reports_as_its_own_is_fatal() -> None:
+    error = EPFail("[ONNXRuntimeError] : 11 : EP_FAIL : TensorRT EP execution context enqueue failed.")
+
+    assert is_fatal(error, Device.TENSORRT)
+
+
+def test_a_gpu_that_leaves_costly_operators_to_the_cpu_is_refused_with_their_count(tmp_path: Path) -> None:
+    session = Session(saved(graphs.slow(), tmp_path), graphs.cpu_options(tmp_path))
+    as_if_on_a_gpu(session, saved(graphs.slow(), tmp_path))
+
+    with pytest.raises(ProviderUnavailableError, match="CUDAExecutionProvider was asked for and would leave 1 MatMul"):
+        session._require_on_device(Device.CUDA)  # noqa: SLF001  no GPU is here to leave anything
+
+
+def test_a_gpu_may_leave_computations_of_shapes_to_the_cpu(tmp_path: Path) -> None:
+    session = Session(saved(graphs.affine(), tmp_path), graphs.cpu_options(tmp_path))
+    as_if_on_a_gpu(session, saved(graphs.affine(), tmp_path))
+
+    session._require_on_device(Device.CUDA)  # noqa: SLF001  as above
+
+
+def as_if_on_a_gpu(session: Session, graph: Path) -> None:
+    """Let ONNX Runtime say which nodes went to the CPU, as sessions on a GPU do: here all."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])  # noqa: SLF001
+    session.providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
