@@ -2,7 +2,15 @@
 
 import typer
 
-from modelfleet_tools import golden_commands, manager_commands, registry, requests, rollout_commands, samples_commands
+from modelfleet_tools import (
+    golden_commands,
+    manager_commands,
+    pools,
+    registry,
+    requests,
+    rollout_commands,
+    samples_commands,
+)
 from modelfleet_tools.batch.command import batch
 from modelfleet_tools.demo import demo
 from modelfleet_tools.exit_codes import EPILOG, Commands
@@ -26,6 +34,7 @@ app.command()(registry.push)
 app.command()(registry.models)
 app.command()(registry.alias)
 app.add_typer(rollout_commands.commands, name="rollout")
+app.add_typer(pools.commands, name="pools")
 app.command()(requests.embed)
 app.command()(requests.classify)
 app.command()(requests.entities)

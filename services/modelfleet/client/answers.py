@@ -267,3 +267,42 @@ class Rollout:
     def is_over(self) -> bool:
         """Whether nothing more happens to it."""
         return self.state in ("SUCCEEDED", "FAILED", "ABORTED")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerVersion:
+    """A model version on a worker. `state` is such as `READY`; `state_reason` says why it FAILED."""
+
+    model: str
+    model_version: int
+    state: str
+    state_reason: str
+    providers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolWorker:
+    """A worker of a pool. `problem` says what keeps it from being ready; node and image are empty off Kubernetes."""
+
+    worker: str
+    node: str
+    ready: bool
+    image: str
+    problem: str
+    restart_count: int
+    versions: tuple[WorkerVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Workers that are alike in hardware, as they were at `observe_time`, ordered by name."""
+
+    pool: str
+    desired_replicas: int
+    ready_replicas: int
+    gpu_resource: str
+    gpus_per_worker: int
+    images: tuple[str, ...]
+    problem: str
+    workers: tuple[PoolWorker, ...]
+    observe_time: datetime

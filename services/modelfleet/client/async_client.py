@@ -7,7 +7,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from modelfleet.client import inference_calls, manager_calls, rollout_calls, storage_calls, tokenizer_calls
+from modelfleet.client import inference_calls, manager_calls, pool_calls, rollout_calls, storage_calls, tokenizer_calls
 from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES, open_async_channel
 from modelfleet.client.errors import from_call
 from modelfleet.client.steps import (
@@ -88,6 +88,9 @@ class AsyncClient:
     set_alias = _awaiting(manager_calls.set_alias)
     delete_alias = _awaiting(manager_calls.delete_alias)
     delete_model_version = _awaiting(manager_calls.delete_model_version)
+    pools = _awaiting(pool_calls.pools)
+    get_pool = _awaiting(pool_calls.get_pool)
+    scale_pool = _awaiting(pool_calls.scale_pool)
     start_rollout = _awaiting(rollout_calls.start_rollout)
     get_rollout = _awaiting(rollout_calls.get_rollout)
     rollouts = _awaiting(rollout_calls.rollouts)

@@ -7,7 +7,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
-from modelfleet.client import inference_calls, manager_calls, rollout_calls, storage_calls, tokenizer_calls
+from modelfleet.client import inference_calls, manager_calls, pool_calls, rollout_calls, storage_calls, tokenizer_calls
 from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES, open_channel
 from modelfleet.client.errors import from_call
 from modelfleet.client.steps import (
@@ -91,6 +91,9 @@ class Client:
     set_alias = _blocking(manager_calls.set_alias)
     delete_alias = _blocking(manager_calls.delete_alias)
     delete_model_version = _blocking(manager_calls.delete_model_version)
+    pools = _blocking(pool_calls.pools)
+    get_pool = _blocking(pool_calls.get_pool)
+    scale_pool = _blocking(pool_calls.scale_pool)
     start_rollout = _blocking(rollout_calls.start_rollout)
     get_rollout = _blocking(rollout_calls.get_rollout)
     rollouts = _blocking(rollout_calls.rollouts)
