@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from modelfleet.api.manager.v1 import model_service_pb2 as pb
 from modelfleet.api.manager.v1.model_service_pb2_grpc import ModelServiceStub
+from modelfleet.api.manager.v1.rollout_service_pb2_grpc import RolloutServiceStub
 from modelfleet.api.manager.v1.worker_service_pb2_grpc import WorkerServiceStub
 from modelfleet.client.channel import open_async_channel
 from modelfleet.client.errors import from_rpc_error
@@ -30,12 +32,14 @@ class Manager:
     data_dir: Path
     models: ModelServiceStub
     workers: WorkerServiceStub
+    rollouts: RolloutServiceStub
 
 
 @asynccontextmanager
-async def running_manager(data_dir: Path) -> AsyncIterator[Manager]:
-    """Run a manager over a directory until the block ends."""
-    async with managing(quick_settings(data_dir)) as server, connected(f"127.0.0.1:{server.port}", data_dir) as manager:
+async def running_manager(data_dir: Path, **changes: Any) -> AsyncIterator[Manager]:
+    """Run a manager over a directory until the block ends; `changes` are made to quick settings."""
+    settings = quick_settings(data_dir).model_copy(update=changes)
+    async with managing(settings) as server, connected(f"127.0.0.1:{server.port}", data_dir) as manager:
         yield manager
 
 
@@ -48,7 +52,8 @@ def quick_settings(data_dir: Path) -> Settings:
 async def connected(address: str, data_dir: Path) -> AsyncIterator[Manager]:
     """Give the stubs of a manager that runs already."""
     async with open_async_channel(address) as channel:
-        yield Manager(address, data_dir, ModelServiceStub(channel), WorkerServiceStub(channel))
+        stubs = ModelServiceStub(channel), WorkerServiceStub(channel), RolloutServiceStub(channel)
+        yield Manager(address, data_dir, *stubs)
 
 
 def sha256(content: bytes) -> str:

@@ -116,8 +116,9 @@ def not_ready(rollout: Rollout, workers: Iterable[WorkerStatus]) -> list[str]:
     waiting = []
     for worker in workers:
         status = worker.version(rollout.spec.model, rollout.spec.model_version)
-        # A READY from before the rollout may be of a session that is on its way out.
-        if status is None or status.state is not VersionState.READY or not rollout.current(worker):
+        # A READY from before the rollout may be of a session that is on its way out; a canary begins without such.
+        counts = rollout.current(worker) or rollout.state is RolloutState.CANARY
+        if status is None or status.state is not VersionState.READY or not counts:
             waiting.append(f"{worker.worker} ({status.state.value if status else 'not started'})")
     return waiting
 
