@@ -3,6 +3,7 @@
 import typer
 
 from modelfleet_tools import (
+    generate,
     golden_commands,
     manager_commands,
     pools,
@@ -39,6 +40,8 @@ app.command()(requests.embed)
 app.command()(requests.classify)
 app.command()(requests.entities)
 app.command()(requests.rerank)
+app.command()(generate.generate)
+app.command()(generate.chat)
 app.command()(batch)
 
 

@@ -1,15 +1,24 @@
 """The client for asyncio."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from modelfleet.client import inference_calls, manager_calls, pool_calls, rollout_calls, storage_calls, tokenizer_calls
+from modelfleet.client import (
+    generation_calls,
+    inference_calls,
+    manager_calls,
+    pool_calls,
+    rollout_calls,
+    storage_calls,
+    tokenizer_calls,
+)
 from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES, open_async_channel
 from modelfleet.client.errors import from_call
+from modelfleet.client.generation_calls import GeneratedChunk, Stream, chunk
 from modelfleet.client.steps import (
     AT_ONCE,
     DEFAULT_TIMEOUT_S,
@@ -36,6 +45,16 @@ def _awaiting(procedure: Callable[P, Procedure[R]]) -> Callable[Concatenate["Asy
         return await self._run(procedure(*args, **kwargs))
 
     present(method, procedure)
+    return method
+
+
+def _streaming(
+    begin: Callable[P, Stream],
+) -> Callable[Concatenate["AsyncClient", P], AsyncGenerator[GeneratedChunk, None]]:
+    def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[GeneratedChunk, None]:
+        return self._stream(begin(*args, **kwargs))
+
+    present(method, begin)
     return method
 
 
@@ -77,6 +96,7 @@ class AsyncClient:
     extract_entities = _awaiting(inference_calls.extract_entities)
     rerank = _awaiting(inference_calls.rerank)
     infer = _awaiting(inference_calls.infer)
+    generate = _streaming(generation_calls.generate)
     served_models = _awaiting(inference_calls.served_models)
     wait_until_served = _awaiting(inference_calls.wait_until_served)
     tokenize = _awaiting(tokenizer_calls.tokenize)
@@ -149,6 +169,22 @@ class AsyncClient:
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def _stream(self, stream: Stream) -> AsyncGenerator[GeneratedChunk, None]:
+        service = stream.method.service
+        send: grpc.aio.UnaryStreamMultiCallable[Any, Any] = self._channel(service).unary_stream(
+            stream.method.path,
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=stream.method.response.FromString,
+        )
+        call = send(stream.request, timeout=stream.timeout_s or self._timeout_s)
+        try:
+            async for message in call:
+                yield chunk(message)
+        except grpc.RpcError as error:
+            raise from_call(error, service, self._targets[service]) from error
+        finally:
+            call.cancel()
 
     async def _upload(self, step: Upload) -> object:
         send: grpc.aio.StreamUnaryMultiCallable[Any, Any] = self._channel(step.method.service).stream_unary(

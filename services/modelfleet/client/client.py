@@ -1,15 +1,24 @@
 """The client for threads."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
-from modelfleet.client import inference_calls, manager_calls, pool_calls, rollout_calls, storage_calls, tokenizer_calls
+from modelfleet.client import (
+    generation_calls,
+    inference_calls,
+    manager_calls,
+    pool_calls,
+    rollout_calls,
+    storage_calls,
+    tokenizer_calls,
+)
 from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES, open_channel
 from modelfleet.client.errors import from_call
+from modelfleet.client.generation_calls import GeneratedChunk, Stream, chunk
 from modelfleet.client.steps import (
     AT_ONCE,
     DEFAULT_TIMEOUT_S,
@@ -34,6 +43,14 @@ def _blocking(procedure: Callable[P, Procedure[R]]) -> Callable[Concatenate["Cli
         return self._run(procedure(*args, **kwargs))
 
     present(method, procedure)
+    return method
+
+
+def _streaming(begin: Callable[P, Stream]) -> Callable[Concatenate["Client", P], Generator[GeneratedChunk, None, None]]:
+    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Generator[GeneratedChunk, None, None]:
+        return self._stream(begin(*args, **kwargs))
+
+    present(method, begin)
     return method
 
 
@@ -80,6 +97,7 @@ class Client:
     extract_entities = _blocking(inference_calls.extract_entities)
     rerank = _blocking(inference_calls.rerank)
     infer = _blocking(inference_calls.infer)
+    generate = _streaming(generation_calls.generate)
     served_models = _blocking(inference_calls.served_models)
     wait_until_served = _blocking(inference_calls.wait_until_served)
     tokenize = _blocking(tokenizer_calls.tokenize)
@@ -145,6 +163,22 @@ class Client:
             return list(threads.map(self._run, procedures))
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+
+    def _stream(self, stream: Stream) -> Generator[GeneratedChunk, None, None]:
+        service = stream.method.service
+        send: grpc.UnaryStreamMultiCallable[Any, Any] = self._channels[service].unary_stream(
+            stream.method.path,
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=stream.method.response.FromString,
+        )
+        call = send(stream.request, timeout=stream.timeout_s or self._timeout_s)
+        try:
+            for message in call:
+                yield chunk(message)
+        except grpc.RpcError as error:
+            raise from_call(error, service, self._targets[service]) from error
+        finally:
+            call.cancel()
 
     def _upload(self, step: Upload) -> object:
         channel = self._channels[step.method.service]
