@@ -195,7 +195,7 @@ class GeneratorLane:
         """Compute one token, or a piece of the prompt."""
         if self.reading:
             piece = self._sequence.prompt[self._done : self._done + self._chunk]
-            self._generator.append_tokens(piece)
+            self._generator.append_tokens(piece.copy())  # the library takes only what it could write to
             self._done += len(piece)
             return []
         logits = self._generator.get_logits()[0, -1].astype(np.float64) if self._sequence.options.logprobs else None

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 # What stands for bytes that are no character, or not yet one.
 _REPLACEMENT = "\ufffd"
-# A character has at most 4 bytes, and a token at least one: after so many the bytes are simply none.
-_MOST_TOKENS_OF_A_CHARACTER = 4
+# A character has at most 4 bytes: with as many, they are one, or never will be.
+_MOST_BYTES_IN_WAIT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,8 @@ class TextStream:
     stops: StopStrings
     ids: list[int]
     _context: int = 0
+    _printed: int = 0
+    """Characters that were returned already of those after `_sent`, where the last one was not whole."""
     _sent: int = field(init=False)
     _asked: int = field(init=False)
 
@@ -76,14 +78,19 @@ class TextStream:
         return self.ids[self._context : self._sent], self.ids[self._context : self._asked]
 
     def advance(self, known: str, whole: str, *, last: bool) -> Piece:
-        """Take the texts of both; return what may be printed. `last`: no ids follow."""
-        waiting = self._asked - self._sent
-        new = whole[len(known) :]
-        if new.endswith(_REPLACEMENT) and waiting < _MOST_TOKENS_OF_A_CHARACTER and not last:
-            return Piece("")  # perhaps half a character
-        if new or waiting >= _MOST_TOKENS_OF_A_CHARACTER:
-            self._context, self._sent = self._sent, self._asked
+        """Take the texts of both; return what may be printed. `last`: no ids follow, and half a character is dropped."""
+        complete = _complete_length(whole)
+        new = whole[len(known) + self._printed : complete]
+        self._printed += len(new)
+        if complete == len(whole):
+            self._context, self._sent, self._printed = self._sent, self._asked, 0
         piece = self.stops.add(new)
         if last and piece.stop is None:
             return Piece(piece.text + self.stops.rest())
         return piece
+
+
+def _complete_length(text: str) -> int:
+    """Return how many characters are whole: those at the end that stand for single bytes may yet become one."""
+    replaced = len(text) - len(text.rstrip(_REPLACEMENT))
+    return len(text) - min(replaced, _MOST_BYTES_IN_WAIT)
