@@ -174,8 +174,10 @@ class Agent:
 
     async def _report_changes(self) -> None:
         while True:
+            # Not wait_for, which before Python 3.12 may lose a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._report_due.wait(), _REPORT_INTERVAL_S)
+                async with asyncio.timeout(_REPORT_INTERVAL_S):
+                    await self._report_due.wait()
             self._report_due.clear()
             if self._assignment:
                 try:
