@@ -2,9 +2,9 @@
 200,000 rows through `modelfleet batch`, killed with -9 five times, beside an unbroken run.
 
 A tiny model answers, so that the client is what is measured. Its numbers are such that sums are exact: floats of real
-models differ in the last digit with the batch that they were part of. Prints and checks that the outputs are equal byte
-for byte and that the client's peak memory is under 300 MB. Then, with MiniLM in fp32, texts a second of `batch` beside a
-closed loop of the same request size, in turns; the median of their ratios should be 0.9 or more.
+models differ in the last digit with the batch that they were part of. Checks that the outputs are equal byte for byte
+and that the client's peak memory is under 300 MB. Then, with MiniLM in fp32, texts a second of `batch` beside a closed
+loop of the same request size, in turns; the median of their ratios should be 0.9 or more.
 """
 
 import asyncio

@@ -14,6 +14,7 @@ from modelfleet_tools import (
 )
 from modelfleet_tools.batch.command import batch
 from modelfleet_tools.demo import demo
+from modelfleet_tools.evaluate.command import evaluate
 from modelfleet_tools.exit_codes import EPILOG, Commands
 from modelfleet_tools.up import up
 
@@ -43,6 +44,7 @@ app.command()(requests.rerank)
 app.command()(generate.generate)
 app.command()(generate.chat)
 app.command()(batch)
+app.command()(evaluate)
 
 
 def main() -> None:

@@ -85,28 +85,28 @@ async def run(client: AsyncClient, settings: Settings) -> Summary:
             if checkpoint.state is RunState.SEALING:
                 await asyncio.to_thread(staging.seal)
             return _summary(staging.checkpoint, Meter(checkpoint, lambda: 1.0), 0, 0)
-        served = await served_version(client, checkpoint.served or settings.model, settings.task)
+        served = await named_version(client, checkpoint.served or settings.model)
+        if served.task != settings.task:
+            raise WrongTaskError(
+                f"{served.model}@{served.model_version} is a model of the task {served.task!r}, not {settings.task!r}."
+            )
         staging.checkpoint = replace(checkpoint, served=f"{served.model}@{served.model_version}")
         return await _stage(client, settings, reader, staging)
 
 
-async def served_version(client: AsyncClient, model: str, task: str) -> ServedModel:
+async def named_version(client: AsyncClient, model: str) -> ServedModel:
     """
     Return the version that a reference names now, so that one version answers to the end.
 
-    Raises NotServedHereError when no worker has it ready, and WrongTaskError.
+    Raises NotServedHereError when no worker has it ready.
     """
     reference = ModelReference.parse(model)
     for one in await client.served_models():
         named = one.model_version == reference.model_version or reference.alias in one.aliases
         if one.model == reference.model and named and one.state == "READY":
-            if one.task != task:
-                raise WrongTaskError(
-                    f"{one.model}@{one.model_version} is a model of the task {one.task!r}, not {task!r}."
-                )
             return one
     raise NotServedHereError(
-        f"{reference} is not served. List what is with `modelfleet models --served`. A run goes on with the "
+        f"{reference} is not served. List what is with `modelfleet models --served`. A batch run goes on with the "
         "version that it was begun with, or begins anew with --overwrite."
     )
 

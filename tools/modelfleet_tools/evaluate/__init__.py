@@ -1,0 +1,1 @@
+"""`modelfleet evaluate`: a served model measured on labelled data."""
