@@ -18,6 +18,7 @@ from modelfleet.runtime.errors import (
     DrainingError,
     InvalidInputError,
     ModelNotFoundError,
+    NotServedHereError,
     OverloadedError,
     StateConflictError,
     UnavailableError,
@@ -97,6 +98,31 @@ async def test_an_alias_that_moves_meanwhile_does_not_mix_versions(
     await call(targets, "classify", "letters", ["x"] * (2 * MAX_ITEMS + 1))
 
     assert [request.model for request in letters.requests] == ["letters", "letters@3", "letters@3"]
+
+
+async def test_a_batch_whose_version_is_unloaded_meanwhile_is_sent_anew(
+    call: Caller, letters: Letters, targets: dict[str, str]
+) -> None:
+    def moved(request: pb.RerankRequest) -> NotServedHereError | None:
+        letters.model_version = 2
+        return NotServedHereError("It was unloaded.") if request.model == "letters@1" else None
+
+    letters.fail = lambda request: None if request.model == "letters" and len(letters.requests) == 1 else moved(request)
+    documents = ["x" * (1 + index % 10) for index in range(MAX_ITEMS)] + ["x" * 30]
+
+    ranking = await call(targets, "rerank", "letters", "query", documents, top_k=1)
+
+    assert (ranking.model_version, ranking.documents[0].index) == (2, MAX_ITEMS)
+    assert [request.model for request in letters.requests] == ["letters", "letters@1", "letters", "letters@2"]
+
+
+async def test_a_batch_for_a_numbered_version_that_is_unloaded_fails(
+    call: Caller, letters: Letters, targets: dict[str, str]
+) -> None:
+    letters.fail = lambda _: NotServedHereError("It was unloaded.") if len(letters.requests) > 1 else None
+
+    with pytest.raises(NotServedHereError, match="unloaded"):
+        await call(targets, "embed", "letters@1", ["x"] * (MAX_ITEMS + 1))
 
 
 async def test_a_part_that_fails_fails_the_whole_with_its_error(

@@ -33,7 +33,7 @@ class Service(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the services listen, as `host:port`."""
+    """Where the services listen, as `host:port`; several workers are one target of gRPC that names them all."""
 
     manager: str
     tokenizer: str
@@ -42,12 +42,13 @@ class Addresses:
 
 class LocalCluster:
     """
-    A manager, a tokenizer and one worker, each a process of its own; their data and logs are kept in `data_dir`.
+    A manager, a tokenizer and workers, each a process of its own; their data and logs are kept in `data_dir`.
 
     Starts on entering the context, which waits until each says that it is serving, and stops on leaving it. A service
     that is restarted keeps its port. Blocking; the asynchronous context runs the same in a thread.
 
     `ports` and `metrics_ports` that are missing or 0 are picked free. `flags` are added to a service's command line.
+    Of several `workers` the first goes by its service's name, the others are `inference-2` and so on.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class LocalCluster:
         ports: Mapping[Service, int] = MappingProxyType({}),
         metrics_ports: Mapping[Service, int] = MappingProxyType({}),
         flags: Mapping[Service, Sequence[str]] = MappingProxyType({}),
+        workers: int = 1,
         start_timeout_s: float = 60,
         stop_timeout_s: float = 40,
     ) -> None:
@@ -68,11 +70,15 @@ class LocalCluster:
         self._flags = flags
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
-        self._ports = {service: ports.get(service, 0) for service in Service}
-        self._metrics_ports = {service: metrics_ports.get(service, 0) for service in Service}
-        self._children: dict[Service, _Child] = {}
+        self._names: tuple[str, ...] = (
+            *Service,
+            *(f"{Service.INFERENCE}-{number}" for number in range(2, workers + 1)),
+        )
+        self._ports: dict[str, int] = dict.fromkeys(self._names, 0) | dict(ports)
+        self._metrics_ports: dict[str, int] = dict.fromkeys(self._names, 0) | dict(metrics_ports)
+        self._children: dict[str, _Child] = {}
         self._lock: IO[str] | None = None
-        self.exit_codes: dict[Service, int] = {}
+        self.exit_codes: dict[str, int] = {}
         """How the services ended that `stop` ended."""
 
     def __enter__(self) -> Self:
@@ -92,17 +98,19 @@ class LocalCluster:
     @property
     def addresses(self) -> Addresses:
         """Where the services listen."""
-        return Addresses(**{service.value: self._address(service) for service in Service})
+        first, *others = [self._address(name) for name in self._names if _service(name) is Service.INFERENCE]
+        workers = f"ipv4:{','.join((first, *others))}" if others else first
+        return Addresses(self._address(Service.MANAGER), self._address(Service.TOKENIZER), workers)
 
-    def metrics_url(self, service: Service) -> str:
+    def metrics_url(self, service: str) -> str:
         """Return the URL of a service's Prometheus metrics."""
         return f"http://{self._reachable_host}:{self._metrics_ports[service]}/metrics"
 
-    def log_path(self, service: Service) -> Path:
+    def log_path(self, service: str) -> Path:
         """Return the file that a service's log lines are appended to."""
-        return self.data_dir / "logs" / f"{service.value}.log"
+        return self.data_dir / "logs" / f"{service}.log"
 
-    def pid(self, service: Service) -> int:
+    def pid(self, service: str) -> int:
         """Return the process id of a service."""
         return self._children[service].process.pid
 
@@ -116,23 +124,23 @@ class LocalCluster:
         self._lock_data_dir()
         try:
             deadline = time.monotonic() + self._start_timeout_s
-            for service in Service:
-                self._spawn(service, deadline)
-            for service in Service:
-                self._wait_until_serving(service, deadline)
+            for name in self._names:
+                self._spawn(name, deadline)
+            for name in self._names:
+                self._wait_until_serving(name, deadline)
         except BaseException:
             self.stop()
             raise
 
-    def stop(self) -> Mapping[Service, int]:
+    def stop(self) -> Mapping[str, int]:
         """
         End every service by SIGTERM, those first that others do not need, and return the exit codes.
 
         A service that has not drained in time is killed; its exit code is -9.
         """
         try:
-            for service in reversed(Service):
-                if child := self._children.get(service):
+            for name in reversed(self._names):
+                if child := self._children.get(name):
                     child.terminate(self._stop_timeout_s)
         finally:  # also when a second Ctrl-C ends the wait
             for child in self._children.values():
@@ -144,15 +152,15 @@ class LocalCluster:
         self._children.clear()
         return self.exit_codes
 
-    def kill(self, service: Service, number: signal.Signals = signal.SIGKILL) -> None:
+    def kill(self, service: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to a service."""
         self._children[service].process.send_signal(number)
 
-    def wait_for_exit(self, service: Service, timeout_s: float = 40) -> int:
+    def wait_for_exit(self, service: str, timeout_s: float = 40) -> int:
         """Return the exit code of a service once it is gone. Raises subprocess.TimeoutExpired."""
         return self._children[service].process.wait(timeout_s)
 
-    def restart(self, service: Service) -> None:
+    def restart(self, service: str) -> None:
         """End a service if it still runs, start it on the same port, and wait until it is serving."""
         self._children[service].terminate(self._stop_timeout_s)
         deadline = time.monotonic() + self._start_timeout_s
@@ -162,18 +170,19 @@ class LocalCluster:
     def watch(self) -> None:
         """Block while all services run. Raises UnavailableError, with the last lines of its log, when one exits."""
         while True:
-            for service in Service:
-                self._check_alive(service)
+            for name in self._names:
+                self._check_alive(name)
             time.sleep(4 * _POLL_S)
 
     @property
     def _reachable_host(self) -> str:
         return "127.0.0.1" if self._host == "0.0.0.0" else self._host  # noqa: S104  compared, not listened on
 
-    def _address(self, service: Service) -> str:
+    def _address(self, service: str) -> str:
         return f"{self._reachable_host}:{self._ports[service]}"
 
-    def _command(self, service: Service) -> list[str]:
+    def _command(self, name: str) -> list[str]:
+        service = _service(name)
         own = {
             Service.MANAGER: ["--data-dir", str(self.data_dir / "manager")],
             Service.TOKENIZER: [
@@ -183,19 +192,20 @@ class LocalCluster:
             Service.INFERENCE: [
                 *("--manager", self._address(Service.MANAGER)),
                 *("--tokenizer", self._address(Service.TOKENIZER)),
-                *("--cache-dir", str(self.data_dir / "inference")),
-                *("--device", self._device, "--pool", "local", "--worker", "local-1"),
+                *("--cache-dir", str(self.data_dir / name)),
+                *("--device", self._device, "--pool", "local"),
+                *("--worker", f"local-{name.partition('-')[2] or 1}"),
             ],
         }
         return [
             *(sys.executable, "-m", f"modelfleet.{service.value}", "--host", self._host),
-            *("--port", str(self._ports[service]), "--metrics-port", str(self._metrics_ports[service])),
+            *("--port", str(self._ports[name]), "--metrics-port", str(self._metrics_ports[name])),
             *("--drain-delay-s", "0"),  # nobody balances over one replica
             *own[service],
             *self._flags.get(service, ()),
         ]
 
-    def _spawn(self, service: Service, deadline: float) -> None:
+    def _spawn(self, service: str, deadline: float) -> None:
         child = self._children[service] = _Child(self._command(service), self.log_path(service))
         while None in (port := child.logged_port("listening"), metrics_port := child.logged_port("metrics")):
             self._check_alive(service)
@@ -205,7 +215,7 @@ class LocalCluster:
         assert metrics_port is not None
         self._ports[service], self._metrics_ports[service] = port, metrics_port
 
-    def _wait_until_serving(self, service: Service, deadline: float) -> None:
+    def _wait_until_serving(self, service: str, deadline: float) -> None:
         with grpc.insecure_channel(self._address(service)) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             while not _is_serving(health):
@@ -213,19 +223,19 @@ class LocalCluster:
                 self._check_time(service, deadline)
                 time.sleep(_POLL_S)
 
-    def _check_alive(self, service: Service) -> None:
+    def _check_alive(self, service: str) -> None:
         child = self._children[service]
         if (code := child.process.poll()) is not None:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
             raise UnavailableError(f"The {service} {how}. {self._told(service)}")
 
-    def _check_time(self, service: Service, deadline: float) -> None:
+    def _check_time(self, service: str, deadline: float) -> None:
         if time.monotonic() > deadline:
             raise UnavailableError(
                 f"The {service} is not serving {self._start_timeout_s:g} s after the start. {self._told(service)}"
             )
 
-    def _told(self, service: Service) -> str:
+    def _told(self, service: str) -> str:
         lines = self._children[service].last_lines()
         return "\n  ".join((f"Its log, {self.log_path(service)}, ends:", *lines))
 
@@ -279,6 +289,10 @@ class _Child:
             log.seek(self._log_start)
             whole, _, _ = log.read().rpartition(b"\n")
         return whole.decode(errors="replace").splitlines()
+
+
+def _service(name: str) -> Service:
+    return Service(name.partition("-")[0])
 
 
 def _is_serving(health: health_pb2_grpc.HealthStub) -> bool:

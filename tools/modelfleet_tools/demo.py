@@ -59,7 +59,7 @@ def demo(*, device: DeviceOption = "cpu") -> None:
         print_entities(texts, answer)
         with _step("All services are stopped"):
             codes = cluster.stop()
-    if failed := [service.value for service, code in codes.items() if code]:
+    if failed := [name for name, code in codes.items() if code]:
         raise InternalError(f"Not stopped cleanly: {', '.join(failed)}.")
     found = {entity.label for result in answer.results for entity in result.entities}
     if missing := {"GIVEN_NAME", "EMAIL", "PHONE"} - found:

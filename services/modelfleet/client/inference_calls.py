@@ -27,7 +27,7 @@ from modelfleet.client.answers import (
     TextUsage,
 )
 from modelfleet.client.packing import as_ids, pack_sequences, unpack_vectors
-from modelfleet.client.splitting import ask_in_parts, text_sizes
+from modelfleet.client.splitting import ask_in_parts, parts, text_sizes
 from modelfleet.client.steps import Method, Procedure, Service, ask, pause
 from modelfleet.client.tensors import Array, infer_outputs, infer_request
 from modelfleet.runtime.errors import (
@@ -186,10 +186,8 @@ def rerank(
     """Order documents by relevance to a query; `top_k` keeps the best only. See `embed` for the rest."""
     text_sizes([query], "query")
     sizes = text_sizes(documents, "documents")
-    offsets: list[int] = []
 
     def request(reference: str, part: slice) -> pb.RerankRequest:
-        offsets.append(part.start)
         return pb.RerankRequest(
             model=reference,
             query=query,
@@ -203,7 +201,7 @@ def rerank(
     responses = yield from ask_in_parts(RERANK, model, sizes, request, timeout_s, affinity_key=affinity_key)
     ranked = [
         RankedDocument(offset + one.index, one.score, _usage(one.usage))
-        for offset, response in zip(offsets, responses, strict=True)
+        for offset, response in zip((part.start for part in parts(sizes)), responses, strict=True)
         for one in response.documents
     ]
     ranked.sort(key=lambda document: -document.score)

@@ -7,7 +7,13 @@ from google.protobuf.message import Message
 
 from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES
 from modelfleet.client.steps import Method, Procedure, ask, pause, run_all
-from modelfleet.runtime.errors import InvalidInputError, OverloadedError
+from modelfleet.runtime.errors import (
+    InvalidInputError,
+    ModelLoadingError,
+    ModelVersionNotFoundError,
+    NotServedHereError,
+    OverloadedError,
+)
 
 # Enough for full batches, and little enough that several parts fit a worker's queue, that each part's answer fits a
 # message of gRPC's default size, and that each part has a deadline of its own.
@@ -16,6 +22,7 @@ MAX_BYTES = 64 << 10
 # Room for the rest of the message. Servers may take less, and say so.
 MAX_TEXT_BYTES = DEFAULT_MAX_MESSAGE_BYTES // 2
 
+_STARTS = 3
 _TRIES = 10
 _LONGEST_PAUSE_S = 2.0
 
@@ -48,15 +55,25 @@ def ask_in_parts(
     Send items of the given `sizes` (bytes) in as few calls as they fit; return the responses in order.
 
     `request` makes the message for a model reference and a slice of the items. The version that answers the first part
-    is named for all others, so that an alias which moves meanwhile does not mix two versions in one answer.
+    is named for all others, so that an alias which moves meanwhile does not mix two versions in one answer. Where that
+    version is unloaded before the last part, all parts are sent anew.
     """
     first, *rest = parts(sizes)
     if not rest:
         return [(yield from ask(method, request(model, first), timeout_s, affinity_key=affinity_key))]
-    response = yield from _ask_patiently(method, request(model, first), timeout_s, affinity_key)
-    pinned = _reference(response)
-    others = yield from run_all(_ask_patiently(method, request(pinned, part), timeout_s, affinity_key) for part in rest)
-    return [response, *others]
+    for starts_left in reversed(range(_STARTS)):
+        response = yield from _ask_patiently(method, request(model, first), timeout_s, affinity_key)
+        pinned = _reference(response)
+        try:
+            others = yield from run_all(
+                _ask_patiently(method, request(pinned, part), timeout_s, affinity_key) for part in rest
+            )
+        except (NotServedHereError, ModelVersionNotFoundError, ModelLoadingError):
+            if not starts_left or pinned == model:
+                raise
+        else:
+            return [response, *others]
+    raise AssertionError("the last start returns or raises")
 
 
 def _ask_patiently(
