@@ -31,6 +31,7 @@ from modelfleet.runtime.errors import (
     ModelLoadingError,
     NotServedHereError,
 )
+from structlog.testing import capture_logs
 
 MODEL = graphs.text_bundle(graphs.embedder(), Task.EMBED)
 OTHER = graphs.text_bundle(graphs.pooled_embedder(), Task.EMBED)
@@ -143,12 +144,17 @@ async def working(directory: Path, manager: Manager | None = None) -> AsyncItera
     agent = Agent(served, loader, engine, cache, manager)
     worker = Worker(manager, served, engine, agent, loader, asyncio.create_task(agent.run()))
     served.on_change(lambda: record(worker))
+    unforeseen: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unforeseen.append(context))
     try:
-        yield worker
+        with capture_logs() as logs:
+            yield worker
     finally:
         worker.task.cancel()
         await asyncio.wait([worker.task])
         await asyncio.to_thread(engine.close)
+    assert unforeseen == []
+    assert [event for event in logs if event["log_level"] == "error"] == []
 
 
 def record(worker: Worker) -> None:
@@ -366,10 +372,12 @@ def holds(worker: Worker, name: str, sample: SampleBundle) -> bool:
 async def test_an_assignment_older_than_the_managers_last_is_ignored(tmp_path: Path) -> None:
     async with working(tmp_path) as worker:
         worker.manager.assign({"m@1": MODEL}, revision=5)
+        await worker.until_states(m_1="READY")
         worker.manager.assign({}, revision=4)
         worker.manager.assign({"m@1": MODEL, "o@1": OTHER}, revision=6)
         await worker.until_states(m_1="READY", o_1="READY")
-        assert worker.history["m@1"].count("DOWNLOADING") == 1
+        assert worker.history["m@1"][-1] == "READY"
+        assert "DRAINING" not in worker.history["m@1"]
 
 
 async def test_an_assignment_that_cannot_be_kept_is_served_all_the_same(tmp_path: Path) -> None:
