@@ -107,6 +107,13 @@ def affine() -> ModelProto:
     )
 
 
+def large(size: int) -> ModelProto:
+    """Return `affine` with as many bytes of weights beside it."""
+    model = affine()
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(size // 4, np.float32), "weights"))
+    return model
+
+
 def fixed_batch() -> ModelProto:
     """y = the larger of x in each column, float [2, 3] -> [1, 3]: takes exactly two rows, and mixes them."""
     return _model(

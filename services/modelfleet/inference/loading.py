@@ -73,6 +73,7 @@ class Loader:
         async with self._one_at_a_time:
             entered(VersionState.VERIFYING)
             started = time.monotonic()
+            await asyncio.to_thread(return_free_memory)  # of the downloads, so that what is left is known
             if assigned.bundle.manifest.task is Task.GENERATE:
                 return await self._generative(assigned, entered)
             model, proof = await asyncio.to_thread(self._verified, assigned)

@@ -1,6 +1,5 @@
 """What a version must show before it is READY: golden examples, the largest batch, and that it fits into memory."""
 
-import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import graphs
-from modelfleet.bundle.bundle import GOLDEN_FILE, Bundle, BundleFile
-from modelfleet.bundle.golden import GoldenExample, write_golden
+from harness.golden import affine_example, with_golden
+from modelfleet.bundle.golden import GoldenExample
 from modelfleet.bundle.manifest import Task
 from modelfleet.inference.assignment import AssignedVersion, VersionKey
 from modelfleet.inference.batching import BatchLimits
@@ -45,20 +44,6 @@ def shapes_run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(Session, "run", watched)
     return shapes
-
-
-def with_golden(sample: graphs.SampleBundle, directory: Path, *examples: GoldenExample) -> graphs.SampleBundle:
-    write_golden(directory / GOLDEN_FILE, examples)
-    content = (directory / GOLDEN_FILE).read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    files = (*sample.bundle.files, BundleFile(GOLDEN_FILE, digest, len(content)))
-    return graphs.SampleBundle(Bundle(files, sample.bundle.manifest), {**sample.contents, digest: content})
-
-
-def affine_example(*, off_by: float = 0.0, rows: int = 1) -> GoldenExample:
-    x = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3)
-    y = 2 * x + 1
-    return GoldenExample("first", {"x": x}, {"y": y + np.float32(off_by) * y.max()})
 
 
 async def load(
@@ -177,13 +162,15 @@ async def test_a_tensor_model_without_examples_is_neither_warmed_up_nor_watched(
 async def test_a_version_too_large_for_what_is_left_is_refused_before_it_is_loaded_with_the_figures(
     engine: Engine, tmp_path: Path
 ) -> None:
-    weights = np.zeros(20 * MEGABYTE // 4, np.float32)
-    graph = tensor_graph([helper.make_node("Mul", ["x", "weights"], ["y"])], ["batch", len(weights)], weights=weights)
-
     with pytest.raises(InsufficientMemoryError) as caught:
-        await load(graphs.tensor_bundle(graph), engine, tmp_path, host_bytes=resident_memory() + 10 * MEGABYTE)
+        await load(
+            graphs.tensor_bundle(graphs.large(4 * MEGABYTE)),
+            engine,
+            tmp_path,
+            host_bytes=resident_memory() + 3 * MEGABYTE,
+        )
 
-    assert "m@2 needs about 30 MB of host memory to be loaded, and " in caught.value.message
+    assert "m@2 needs about 6 MB of host memory to be loaded, and " in caught.value.message
     assert "MB are left on this worker" in caught.value.message
 
 

@@ -1,0 +1,177 @@
+"""A worker says what is true: what it serves, what that takes, and whether it is worth keeping."""
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnxruntime
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from harness import graphs
+from harness.assigning_manager import AssigningManager
+from harness.golden import affine_example, with_golden
+from harness.serving import serving
+from modelfleet.api.manager.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from modelfleet.api.manager.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
+from modelfleet.api.oip.v2 import open_inference_pb2
+from modelfleet.api.oip.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from modelfleet.client import AsyncClient
+from modelfleet.inference import session
+from modelfleet.inference.__main__ import Settings, working
+from modelfleet.inference.cache import Cache
+from modelfleet.inference.session import Device, is_fatal
+from modelfleet.runtime.errors import InvalidInputError, NotServedHereError
+from modelfleet.runtime.memory import resident_memory
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass
+class Running:
+    """A worker, its manager and a client of it."""
+
+    manager: AssigningManager
+    client: AsyncClient
+    health: health_pb2_grpc.HealthStub
+    open_inference: GRPCInferenceServiceStub
+
+    async def status(self, service: str) -> int:
+        return (await self.health.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+    async def answers(self, model: str = "m") -> bool:
+        outputs = await self.client.infer(model, {"x": np.ones((1, 3), np.float32)})
+        return np.array_equal(outputs["y"], np.full((1, 3), 3))
+
+
+@asynccontextmanager
+async def running(directory: Path, **settings: Any) -> AsyncIterator[Running]:
+    manager = AssigningManager()
+
+    def register(server: grpc.aio.Server) -> None:
+        add_WorkerServiceServicer_to_server(manager, server)
+        add_ModelServiceServicer_to_server(manager, server)
+
+    async with serving(register) as address:
+        own = Settings(
+            **{
+                "host": "127.0.0.1",
+                "port": 0,
+                "drain_delay_s": 0,
+                "drain_timeout_s": 2,
+                "threads": 1,
+                "manager": address,
+                "cache_dir": directory / "cache",
+                "canary_interval_s": 0,
+                **settings,
+            }
+        )
+        async with (
+            working(own) as server,
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+            AsyncClient(inference=f"127.0.0.1:{server.port}", manager=address, timeout_s=10) as client,
+        ):
+            yield Running(manager, client, health_pb2_grpc.HealthStub(channel), GRPCInferenceServiceStub(channel))
+
+
+async def test_a_version_whose_golden_examples_fail_is_not_served_and_the_one_before_stays(tmp_path: Path) -> None:
+    good = with_golden(graphs.tensor_bundle(graphs.affine()), tmp_path, affine_example())
+    bad = with_golden(graphs.tensor_bundle(graphs.affine()), tmp_path, affine_example(off_by=0.5))
+    async with running(tmp_path) as worker:
+        await worker.manager.assign({"m@1": good}, {"m": 1})
+        await worker.manager.reported("m@1", "READY")
+
+        await worker.manager.assign({"m@1": good, "m@2": bad}, {"m": 2})
+
+        reason = (await worker.manager.reported("m@2", "FAILED")).reason
+        assert "m@2 on CPUExecutionProvider differs from the golden example 'first': output 'y' by 0.333" in reason
+        assert await worker.answers()
+        with pytest.raises(NotServedHereError, match="could not be loaded on this worker: m@2 on CPUExecutionProvider"):
+            await worker.answers("m@2")
+
+
+async def test_what_a_version_runs_on_takes_and_has_answered_is_reported(tmp_path: Path) -> None:
+    sample = with_golden(graphs.tensor_bundle(graphs.affine()), tmp_path, affine_example())
+    async with running(tmp_path) as worker:
+        await worker.manager.assign({"m@1": sample}, {"m": 1})
+        await worker.manager.reported("m@1", "READY")
+        for _ in range(3):
+            assert await worker.answers()
+        with pytest.raises(InvalidInputError, match="float32"):
+            await worker.client.infer("m", {"x": np.ones((1, 3), np.float64)})
+
+        await worker.manager.assign({"m@1": sample, "m@2": sample}, {"m": 1})  # makes it report
+        await worker.manager.reported("m@2", "READY")
+
+        report = worker.manager.reports["m@1"]
+        assert list(report.providers) == ["CPUExecutionProvider"]
+        assert report.memory.host_bytes >= 0
+        assert report.memory.host_peak_bytes > 0
+        assert (report.traffic.request_count, report.traffic.failure_count) == (3, 0)
+        assert len(report.traffic.latency_counts) == 18
+        assert sum(report.traffic.latency_counts) == 3
+
+
+async def test_a_version_that_does_not_fit_is_refused_with_the_figures_and_others_are_served(tmp_path: Path) -> None:
+    small = graphs.tensor_bundle(graphs.affine())
+    large = graphs.tensor_bundle(graphs.large(30_000_000))
+    async with running(tmp_path, memory_bytes=resident_memory() + 35_000_000) as worker:
+        await worker.manager.assign({"m@1": small}, {"m": 1})
+        await worker.manager.reported("m@1", "READY")
+        await worker.manager.assign({"m@1": small, "m@2": large}, {"m": 1})
+
+        reason = (await worker.manager.reported("m@2", "FAILED")).reason
+
+        assert "m@2 needs about 45 MB of host memory to be loaded" in reason
+        assert await worker.answers()
+
+
+async def test_a_full_disk_fails_the_version_alone_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = Cache.fetch
+
+    async def no_space(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with running(tmp_path) as worker:
+        await worker.manager.assign({"m@1": graphs.tensor_bundle(graphs.affine())}, {"m": 1})
+        await worker.manager.reported("m@1", "READY")
+        monkeypatch.setattr(Cache, "fetch", no_space)
+        other = graphs.tensor_bundle(graphs.image())
+        await worker.manager.assign({"m@1": graphs.tensor_bundle(graphs.affine()), "n@1": other}, {"m": 1, "n": 1})
+
+        assert "No space left on device" in (await worker.manager.reported("n@1", "FAILED")).reason
+        assert await worker.answers()
+        monkeypatch.setattr(Cache, "fetch", fetch)
+        await worker.manager.reported("n@1", "READY")
+
+
+async def test_a_fatal_device_error_sends_callers_elsewhere_and_fails_readiness_and_liveness_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=w")
+
+    monkeypatch.setattr(session, "is_fatal", lambda error, _: is_fatal(error, Device.CUDA))
+    async with running(tmp_path) as worker:
+        await worker.manager.assign({"m@1": graphs.tensor_bundle(graphs.affine())}, {"m": 1})
+        await worker.manager.reported("m@1", "READY")
+        watch = worker.health.Watch(health_pb2.HealthCheckRequest(service="liveness"))
+        assert (await watch.read()).status == SERVING
+        with monkeypatch.context() as patch:
+            patch.setattr(onnxruntime.InferenceSession, "run", lost)
+            request = open_inference_pb2.ModelInferRequest(model_name="m")
+            request.inputs.add(name="x", datatype="FP32", shape=[1, 3]).contents.fp32_contents.extend([1, 1, 1])
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await worker.open_inference.ModelInfer(request)
+
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "another replica answers" in refused.value.details()
+        assert "700" not in refused.value.details()
+        assert (await watch.read()).status == NOT_SERVING
+        assert await worker.status("") == NOT_SERVING
+        assert not (await worker.open_inference.ServerLive(open_inference_pb2.ServerLiveRequest())).live
+        assert not (await worker.open_inference.ServerReady(open_inference_pb2.ServerReadyRequest())).ready
