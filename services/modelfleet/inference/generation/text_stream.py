@@ -78,7 +78,7 @@ class TextStream:
         return self.ids[self._context : self._sent], self.ids[self._context : self._asked]
 
     def advance(self, known: str, whole: str, *, last: bool) -> Piece:
-        """Take the texts of both; return what may be printed. `last`: no ids follow, and half a character is dropped."""
+        """Take the texts of both; return what may be printed. `last`: no ids follow; half a character is dropped."""
         complete = _complete_length(whole)
         new = whole[len(known) + self._printed : complete]
         self._printed += len(new)
