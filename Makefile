@@ -9,7 +9,7 @@ ARGS ?=
 PROTO_BASE = $(shell git diff --quiet main HEAD 2>/dev/null && git rev-parse HEAD~1 || git rev-parse main)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check bench soak format clean
+.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check bench soak soak-rollouts format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,9 @@ bench: $(STAMP) ## Measure against a bare ONNX Runtime loop; JSON=FILE also writ
 
 soak: $(STAMP) ## Ten minutes of load while each service in turn is killed with -9
 	$(BIN)/python tests/load/kill_services.py $(ARGS)
+
+soak-rollouts: $(STAMP) ## 20 rollouts and 5 aborted ones under load on two workers: no request may fail
+	$(BIN)/python tests/load/rollouts.py $(ARGS)
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) .cache
