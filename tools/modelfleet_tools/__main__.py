@@ -13,6 +13,8 @@ from modelfleet_tools import (
     samples_commands,
 )
 from modelfleet_tools.batch.command import batch
+from modelfleet_tools.bench.command import bench
+from modelfleet_tools.check import check
 from modelfleet_tools.demo import demo
 from modelfleet_tools.evaluate.command import evaluate
 from modelfleet_tools.exit_codes import EPILOG, Commands
@@ -44,7 +46,9 @@ app.command()(requests.rerank)
 app.command()(generate.generate)
 app.command()(generate.chat)
 app.command()(batch)
+app.command()(check)
 app.command()(evaluate)
+app.command()(bench)
 
 
 def main() -> None:

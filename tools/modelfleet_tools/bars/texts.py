@@ -1,13 +1,24 @@
 """Texts of log-normal length, the same in every run."""
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 
-MEDIAN_WORDS = 25
-SIGMA = 0.8
-SHORTEST, LONGEST = 3, 180
 _SEED = 20260101
+
+
+@dataclass(frozen=True, slots=True)
+class WordCounts:
+    """Log-normal numbers of words a text: `median` and `sigma` of the logarithm, cut off at both ends."""
+
+    median: float = 25
+    sigma: float = 0.8
+    shortest: int = 3
+    longest: int = 180
+
+
+DEFAULT = WordCounts()
 
 _WORDS = re.findall(
     r"\w+",
@@ -20,8 +31,9 @@ _WORDS = re.findall(
 )
 
 
-def sample_texts(count: int) -> list[str]:
-    """Return texts whose numbers of words are log-normal: median 25, sigma 0.8, from 3 to 180."""
+def sample_texts(count: int, words: WordCounts = DEFAULT) -> list[str]:
+    """Return texts of so many words, by default log-normal with the median 25 and sigma 0.8, from 3 to 180."""
     generator = np.random.default_rng(_SEED)
-    lengths = np.exp(generator.normal(np.log(MEDIAN_WORDS), SIGMA, count)).round().clip(SHORTEST, LONGEST)
+    lengths = np.exp(generator.normal(np.log(words.median), words.sigma, count)).round()
+    lengths = lengths.clip(words.shortest, words.longest)
     return [" ".join(generator.choice(_WORDS, int(length))) for length in lengths]

@@ -1,0 +1,1 @@
+"""`modelfleet bench`: load on a running cluster, and how it answers."""
