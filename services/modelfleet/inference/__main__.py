@@ -22,6 +22,7 @@ from modelfleet.inference.cache import Cache
 from modelfleet.inference.engine import Engine
 from modelfleet.inference.generation.answering import Answering
 from modelfleet.inference.generation.detokenization import Detokenization
+from modelfleet.inference.generation.model import GenerationSettings
 from modelfleet.inference.health import Health
 from modelfleet.inference.loading import Loader
 from modelfleet.inference.manager_client import ManagerClient
@@ -85,6 +86,10 @@ class Settings(ServerSettings):
     """Most padded tokens in a batch (rows, for `tensor` models); 0 for 512 on a CPU and 16384 on a GPU."""
     max_queue_tokens: int = Field(default=262_144, ge=1)
     """Most tokens that wait for one model; a request beyond that is answered RESOURCE_EXHAUSTED."""
+    max_streams: int = Field(default=0, ge=0)
+    """Most continuations of one generative model at once; 0 for 16 on a CPU and 64 on a GPU."""
+    generation_cache_bytes: int = Field(default=2 << 30, ge=1)
+    """Memory for the tokens of one generative model's continuations; a request that needs more waits, or is refused."""
     max_texts: int = Field(default=4096, ge=1)
     """Most texts in one request."""
     max_text_bytes: int = Field(default=512 << 10, ge=1)
@@ -124,7 +129,12 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
         budget = MemoryBudget(
             settings.memory_bytes or available_memory(), None if settings.device is Device.CPU else settings.device_id
         )
-        loader = Loader(cache, manager.download, engine, options, settings.batch_limits, budget=budget)
+        generation = GenerationSettings(
+            settings.max_streams, settings.generation_cache_bytes, settings.max_queue_tokens
+        )
+        loader = Loader(
+            cache, manager.download, engine, options, settings.batch_limits, budget=budget, generation=generation
+        )
         agent = Agent(served, loader, engine, cache, manager)
         tokenizer = TokenizerClient(tokenizer_channel)
         tokenization = Tokenization(tokenizer)

@@ -15,7 +15,7 @@ from modelfleet.inference.assignment import AssignedVersion
 from modelfleet.inference.batching import BatchLimits
 from modelfleet.inference.cache import Cache, Download
 from modelfleet.inference.engine import Engine
-from modelfleet.inference.generation.model import GenerativeModel
+from modelfleet.inference.generation.model import GenerationSettings, GenerativeModel
 from modelfleet.inference.memory_budget import MemoryBudget, SessionMemory
 from modelfleet.inference.models import HeldModel, LoadedModel, TensorModel, TextModel
 from modelfleet.inference.proving import check_golden, warm_up
@@ -52,6 +52,7 @@ class Loader:
         limits: BatchLimits,
         *,
         budget: MemoryBudget,
+        generation: GenerationSettings = GenerationSettings(),  # noqa: B008  it is frozen
     ) -> None:
         self._cache = cache
         self._engine = engine
@@ -59,6 +60,7 @@ class Loader:
         self._options = options
         self._limits = limits
         self._budget = budget
+        self._generation = generation
         self._one_at_a_time = asyncio.Lock()
 
     async def load(self, assigned: AssignedVersion, entered: Callable[[VersionState], None]) -> HeldModel:
@@ -108,7 +110,7 @@ class Loader:
         size = sum((directory / path).stat().st_size for path in check_graph(directory / manifest.model, directory))
         self._budget.require(name, int(_LOADING_SHARE * size), size, "to be loaded")
         before = self._budget.left()
-        model = GenerativeModel(name, manifest, directory, self._options)
+        model = GenerativeModel(name, manifest, directory, self._options, self._generation)
         host_bytes, device_bytes = self._budget.left().since(before)
         model.memory = SessionMemory(host_bytes=host_bytes, device_bytes=device_bytes)
         return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,15 +24,24 @@ if TYPE_CHECKING:
     from modelfleet.inference.generation.decoding import Decoding
 
 _STREAMS = {Device.CPU: 16, Device.CUDA: 64, Device.TENSORRT: 64}
-_CACHE_BYTES = 2 << 30
-_QUEUE_TOKENS = 262_144
 _UNLIMITED = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """What a worker gives one generative model: continuations at once (0 for the device's), cache, tokens that wait."""
+
+    max_streams: int = 0
+    cache_bytes: int = 2 << 30
+    max_queue_tokens: int = 262_144
 
 
 class GenerativeModel:
     """The opened model; `start` begins to generate, `close` ends it. `limits` tells of its context's length."""
 
-    def __init__(self, name: str, manifest: Manifest, directory: Path, options: SessionOptions) -> None:
+    def __init__(
+        self, name: str, manifest: Manifest, directory: Path, options: SessionOptions, settings: GenerationSettings
+    ) -> None:
         try:
             # A worker of the extra [inference] alone has not got the library, and serves everything else.
             from modelfleet.inference.generation.genai import open_genai  # noqa: PLC0415
@@ -42,7 +52,7 @@ class GenerativeModel:
         self.name = name
         self.manifest = manifest
         self.session = open_genai(directory, options)
-        self.max_streams = manifest.max_streams or _STREAMS[options.device]
+        self.max_streams = manifest.max_streams or settings.max_streams or _STREAMS[options.device]
         if self.session.paged:
             self.max_streams = min(self.max_streams, self.session.batch_rows)
         self.limits = BatchLimits(max_tokens=self.context, min_fill=1, free_tokens=0)
@@ -50,7 +60,10 @@ class GenerativeModel:
         self.memory = SessionMemory()
         self.canary = None
         # A paged engine sizes its cache itself and lets requests wait for room.
-        self.cache_tokens = _UNLIMITED if self.session.paged else _CACHE_BYTES // self.session.cache_bytes_per_token
+        self.cache_tokens = (
+            _UNLIMITED if self.session.paged else settings.cache_bytes // self.session.cache_bytes_per_token
+        )
+        self._max_queue_tokens = settings.max_queue_tokens
         self._decoding: Decoding | None = None
 
     @property
@@ -69,7 +82,7 @@ class GenerativeModel:
         """Begin, in the running event loop."""
         from modelfleet.inference.generation.decoding import Decoding, DecodingLimits  # noqa: PLC0415  as above
 
-        limits = DecodingLimits(self.max_streams, self.cache_tokens, _QUEUE_TOKENS)
+        limits = DecodingLimits(self.max_streams, self.cache_tokens, self._max_queue_tokens)
         self._decoding = Decoding(self.name, self.session, limits, self.record)
 
     async def warm_up(self) -> None:
