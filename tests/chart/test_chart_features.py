@@ -4,6 +4,8 @@ import json
 
 import pytest
 from harness.chart import CHART, render, render_file
+from modelfleet_tools.__main__ import app
+from typer.testing import CliRunner
 
 SERVERS = {"tokenizer": 8002, "pool-default": 8001, "manager": 8003}
 
@@ -159,9 +161,22 @@ def test_a_batch_is_an_indexed_job_with_a_shard_for_each_pod() -> None:
         "embed",
         "--model=minilm",
         "--input=texts/*.jsonl.gz",
-        "--output=vectors",
+        "--output=vectors.parquet",
         "--shard=$(JOB_COMPLETION_INDEX)/16",
+        "--resume",
+        "--keep=id",
     ]
+
+
+def test_a_batch_is_told_what_its_command_knows() -> None:
+    """Every argument of the chart's Jobs is an option of the command that it is for."""
+    for file in (CHART / "examples" / "batch.yaml", None):
+        for name, job in render_file(file).of("Job").items():
+            (container,) = job["spec"]["template"]["spec"]["containers"]
+            if arguments := container.get("args"):
+                shown = CliRunner().invoke(app, [arguments[0], "--help"], env={"COLUMNS": "200"}).output
+                for argument in arguments[1:]:
+                    assert not argument.startswith("--") or argument.partition("=")[0] in shown, (name, argument)
 
 
 def test_another_batch_is_another_job() -> None:

@@ -218,7 +218,8 @@ async def test_the_command_shows_and_scales_pools(cluster: Manager, api: Kuberne
     assert "pii@2 READY" in shown
     assert "Insufficient nvidia.com/gpu" in shown
     assert "default shall have 4 workers" in await run("scale", "default", "4")
-    assert json.loads((await run("list", "--json")).splitlines()[-1])["pools"][0]["workers"][1]["problem"].startswith("Unschedulable")
+    listed = json.loads((await run("list", "--json")).splitlines()[-1])
+    assert listed["pools"][0]["workers"][1]["problem"].startswith("Unschedulable")
     await api.delete("pods", "worker-b")
     assert "1 are ready" in await run("scale", "default", "1", "--wait")
 
