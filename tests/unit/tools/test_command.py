@@ -15,7 +15,10 @@ from modelfleet.runtime.errors import DrainingError, InternalError, ModelNotFoun
 from modelfleet_tools.__main__ import app
 from typer.testing import CliRunner, Result
 
-COMMANDS = ["up", "demo", "samples", "push", "models", "alias", "embed", "classify", "entities", "rerank"]
+COMMANDS = [
+    *("up", "demo", "samples", "push", "models", "alias", "embed", "classify", "entities", "rerank"),
+    *("batch", "evaluate", "bench"),
+]
 
 
 async def run(*arguments: str, stdin: str | bytes | None = None) -> Result:

@@ -21,6 +21,8 @@ MOST_ROWS = 4096
 MOST_CHARACTERS = 16 << 20
 
 _TRIES = 8
+# A request that was too slow will be again; part of one that failed has failed before.
+_TRIES_OF_SUSPECTS = 2
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 15.0
 _NOT_FOUND_PATIENCE_S = 30.0
@@ -47,7 +49,7 @@ class Sender:
 
     An error that is the request's fault is narrowed down to its rows. Any other is tried again. While nothing at all is
     answered for `patience_s`, the service is at fault, and the last error is raised; while other requests are answered,
-    the rows of one that failed 8 times are tried in halves, until a single row that fails alone has failed for good.
+    the rows of one that failed 8 times (2 when it was too slow) are tried in halves, until a single row that fails alone has failed for good.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Sender:
         outcomes = iter(await self._settle([row for row in portion if isinstance(row, Row)]))
         return [row if isinstance(row, Failed) else next(outcomes) for row in portion]
 
-    async def _settle(self, rows: Sequence[Row]) -> list[Outcome]:
+    async def _settle(self, rows: Sequence[Row], tries_allowed: int = _TRIES) -> list[Outcome]:
         if not rows:
             return []
         first_failure, tries = 0.0, 0
@@ -89,7 +91,9 @@ class Sender:
                 others_answered = self._last_answer > first_failure
                 if not others_answered and now - max(first_failure, self._last_answer) > self._patience_for(error):
                     raise
-                if others_answered and tries >= _TRIES and not isinstance(error, _SERVICES_FAULT):
+                if isinstance(error, errors.DeadlineExpiredError):
+                    tries_allowed = _TRIES_OF_SUSPECTS
+                if others_answered and tries >= tries_allowed and not isinstance(error, _SERVICES_FAULT):
                     return await self._narrow(rows, error)
                 self.retries += 1
                 await asyncio.sleep(_pause_s(tries, error))
@@ -115,7 +119,7 @@ class Sender:
             parts = [rows[:index], rows[index : index + 1], rows[index + 1 :]]
         else:
             parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-        settled = [await self._settle(part) for part in parts]
+        settled = [await self._settle(part, _TRIES_OF_SUSPECTS) for part in parts]
         return [outcome for part in settled for outcome in part]
 
     def _patience_for(self, error: ModelfleetError) -> float:
