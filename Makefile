@@ -9,7 +9,7 @@ ARGS ?=
 PROTO_BASE = $(shell git diff --quiet main HEAD 2>/dev/null && git rev-parse HEAD~1 || git rev-parse main)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check bench soak soak-rollouts format clean
+.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check images bench soak soak-rollouts format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,12 +70,21 @@ chart: $(STAMP) ## Write the chart's schema and README from the comments of its 
 chart-check: $(STAMP)
 	$(BIN)/python deploy/helm/document.py --check
 
+images: $(STAMP) ## Build the four images and serve a model from them; skipped without a Docker engine
+	$(BIN)/python tests/e2e/images.py $(ARGS)
+
 bench: $(STAMP) ## Measure against a bare ONNX Runtime loop; JSON=FILE also writes the figures
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[export]'
 	$(BIN)/python -m modelfleet_tools.bars $(if $(JSON),--json-file $(JSON)) $(ARGS)
 
 soak: $(STAMP) ## Ten minutes of load while each service in turn is killed with -9
 	$(BIN)/python tests/load/kill_services.py $(ARGS)
+
+soak-restart: $(STAMP) ## Restart every replica of every service in turn, under load
+	$(BIN)/python tests/load/rolling_restart.py $(ARGS)
+
+memory: $(STAMP) ## What sessions take of memory, and what unloading gives back
+	$(BIN)/python tests/load/session_memory.py $(ARGS)
 
 soak-rollouts: $(STAMP) ## 20 rollouts and 5 aborted ones under load on two workers: no request may fail
 	$(BIN)/python tests/load/rollouts.py $(ARGS)
