@@ -1,0 +1,79 @@
+"""What the chart says to the services and expects of them is what they know."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.chart import CHART, render, render_file
+from modelfleet.inference import metrics as inference_metrics
+from modelfleet.inference.__main__ import Settings as InferenceSettings
+from modelfleet.manager import metrics as manager_metrics
+from modelfleet.manager.__main__ import Settings as ManagerSettings
+from modelfleet.runtime import server, telemetry
+from modelfleet.runtime.settings import ServerSettings
+from modelfleet.tokenizer import metrics as tokenizer_metrics
+from modelfleet.tokenizer.__main__ import Settings as TokenizerSettings
+
+SETTINGS: dict[str, type[ServerSettings]] = {
+    "tokenizer": TokenizerSettings,
+    "pool-default": InferenceSettings,
+    "manager": ManagerSettings,
+}
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS.items())
+@pytest.mark.parametrize("file", [None, CHART / "examples" / "production.yaml"], ids=["default", "production"])
+def test_every_variable_is_a_setting_and_is_taken(
+    file: Path | None, name: str, settings: type[ServerSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = render_file(file).environment(name)
+    for variable, value in environment.items():
+        if variable.startswith("MODELFLEET_"):
+            assert variable.removeprefix("MODELFLEET_").lower() in settings.model_fields, variable
+            monkeypatch.setenv(variable, value if isinstance(value, str) else "from-elsewhere")
+
+    settings()
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS.items())
+def test_ports_are_those_that_the_service_listens_on(name: str, settings: type[ServerSettings]) -> None:
+    ports = {port["name"]: port["containerPort"] for port in render().container(name)["ports"]}
+
+    assert ports == {
+        "grpc": settings.model_fields["port"].default,
+        "metrics": settings.model_fields["metrics_port"].default,
+    }
+
+
+def test_the_liveness_probe_asks_for_a_health_service_that_there_is() -> None:
+    assert render().container("manager")["livenessProbe"]["grpc"]["service"] == server.LIVENESS
+
+
+def queried() -> Iterator[str]:
+    rendered = render_file(CHART / "examples" / "production.yaml")
+    for panel in json.loads(rendered.one("ConfigMap", "dashboard")["data"]["modelfleet.json"])["panels"]:
+        yield from (target["expr"] for target in panel["targets"])
+    for group in rendered.one("PrometheusRule", "")["spec"]["groups"]:
+        yield from (rule["expr"] for rule in group["rules"])
+    pools = render_file(CHART / "examples" / "gpu-pools.yaml")
+    yield from (
+        trigger["metadata"]["query"] for one in pools.of("ScaledObject").values() for trigger in one["spec"]["triggers"]
+    )
+
+
+def test_every_metric_that_is_asked_for_is_one_that_a_service_has() -> None:
+    sources = "".join(
+        Path(str(module.__file__)).read_text()
+        for module in (telemetry, inference_metrics, tokenizer_metrics, manager_metrics)
+    )
+    known = set(re.findall(r'"(modelfleet_\w+)"', sources))
+    asked = {
+        re.sub(r"_(bucket|sum|count)$", "", name)
+        for query in queried()
+        for name in re.findall(r"\b(modelfleet_\w+)(?=\{)", query)
+    }
+
+    assert len(asked) > 8
+    assert asked <= known | {f"{name}_total" for name in known}
