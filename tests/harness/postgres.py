@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,8 @@ import psycopg
 import pytest
 
 # Not by code point, so that a query that forgets to ask for that is found out.
-_AS_PEOPLE_SORT = ("--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US")
+_SORTING = ("--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US")
+_START_S = 30
 _MISSING = "PostgreSQL is not installed: `apt-get install -y postgresql` (as root, `make test` does it)."
 
 
@@ -41,20 +44,34 @@ class Postgres:
     def __init__(self, directory: Path, programs: Path) -> None:
         self._directory = directory
         self._programs = programs
-        self._account: dict[str, object] = {}
+        self._log = directory / "log"
+        self._as_other: tuple[str, ...] = ()
         if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-            self._account = {"user": "postgres", "group": "postgres", "extra_groups": []}
+            self._as_other = ("--reuid=postgres", "--regid=postgres", "--clear-groups")
             shutil.chown(directory, "postgres", "postgres")
-        self._run("initdb", "--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", *_AS_PEOPLE_SORT)
+        done = self._run("initdb", "--no-sync", "--auth=trust", "--username=postgres", *_SORTING)
+        if done.wait():
+            raise RuntimeError(self._log.read_text())
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        options = f"-c listen_addresses='' -c unix_socket_directories={self._directory} -c fsync=off"
-        self._run("pg_ctl", "start", "--wait", "--silent", f"--log={self._directory}/log", f"--options={options}")
+        settings = ("listen_addresses=", f"unix_socket_directories={self._directory}", "fsync=off")
+        self._process = self._run("postgres", *(f"-c{setting}" for setting in settings))
+        until = time.monotonic() + _START_S
+        while True:
+            try:
+                psycopg.connect(self.url("postgres")).close()
+            except psycopg.OperationalError as error:
+                if time.monotonic() > until or self._process.poll() is not None:
+                    raise RuntimeError(self._log.read_text()) from error
+                time.sleep(0.02)
+            else:
+                return
 
     def stop(self) -> None:
         """Stop the server at once, as a crash would."""
-        self._run("pg_ctl", "stop", "--mode=immediate", "--silent")
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait()
 
     def new_database(self, template: str = "template1") -> str:
         """Return the name of a new database that has what the template has."""
@@ -67,13 +84,12 @@ class Postgres:
         """Return the URL of a database, as operators write it."""
         return f"postgresql://postgres@/{database}?host={self._directory}"
 
-    def _run(self, program: str, *arguments: str) -> None:
-        command = [self._programs / program, f"--pgdata={self._directory}/data", *arguments]
-        # No pipe: the server would keep it open for as long as it runs.
-        with (self._directory / "commands.log").open("a") as log:
-            done = subprocess.run(command, cwd=self._directory, stdout=log, stderr=log, check=False, **self._account)
-        if done.returncode:
-            raise RuntimeError("".join(path.read_text() for path in self._directory.glob("*log")))
+    def _run(self, program: str, *arguments: str) -> "subprocess.Popen[bytes]":
+        # It ends with the tests, also when these are killed.
+        command = ["setpriv", "--pdeathsig=QUIT", *self._as_other, self._programs / program]
+        command += ["-D", self._directory / "data", *arguments]
+        with self._log.open("a") as log:
+            return subprocess.Popen(command, cwd=self._directory, stdout=log, stderr=log)
 
 
 def _programs() -> Path:

@@ -80,12 +80,12 @@ class BlobCheck:
         problems: list[Problem] = []
         blobs = size = 0
         for group in range(int(token or "0", 16), _LAST_GROUP + 1):
-            if size >= _PAGE_BYTES or time.monotonic() - started >= _PAGE_S:
-                return CheckedPage(tuple(problems), blobs, size, f"{group:02x}")
             page = await self._check_group(f"{group:02x}", repair=repair)
             problems += page.problems
             blobs += page.blobs
             size += page.bytes
+            if group < _LAST_GROUP and (size >= _PAGE_BYTES or time.monotonic() - started >= _PAGE_S):
+                return CheckedPage(tuple(problems), blobs, size, f"{group + 1:02x}")
         return CheckedPage(tuple(problems), blobs, size, "")
 
     async def _check_group(self, start: str, *, repair: bool) -> CheckedPage:

@@ -20,6 +20,7 @@ from modelfleet.runtime.errors import ModelfleetError, StorageFullError, Storage
 
 if TYPE_CHECKING:  # obstore has it in its hints only
     from obstore import GetOptions, ObjectMeta
+    from obstore.store import ClientConfig, RetryConfig
 
 PIECE_BYTES = 1 << 20
 # A writer holds up to this many parts in memory. S3 takes at most 10,000 parts of at least 5 MiB.
@@ -28,8 +29,10 @@ _PARTS = 4
 _ASKED_AT_ONCE = 32
 _ABANDONED_S = 3600  # another manager may be writing what is younger
 
-_CONNECTION = {"timeout": "1 day", "read_timeout": "30s"}  # a blob may be large, but its bytes may not stall
-_RETRIES: dict[str, Any] = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
+# A blob may be large, but its bytes may not stall. An endpoint of plain HTTP is meant as it is written.
+_CONNECTION: "ClientConfig" = {"timeout": "1 day", "read_timeout": "30s", "allow_http": True}
+_RETRIES = 5
+_RETRY_S = 30
 
 _NAME = re.compile(r"sha256/(?P<start>[0-9a-f]{2})/(?P<sha256>(?P=start)[0-9a-f]{62})")
 # obstore gives no codes: the numbers of ENOSPC and EDQUOT, and what stores answer when a quota is used up.
@@ -56,13 +59,13 @@ class BlobStore:
     answer; what only reads never raises the former.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, retries: int = _RETRIES) -> None:
         """Open the place at a URL: `file:`, whose directory is made when missing, `s3:`, `gs:`, `az:`."""
-        self._store: ObjectStore = (
-            from_url(url, mkdir=True, automatic_cleanup=True)
-            if url.startswith("file:")
-            else from_url(url, client_options=_CONNECTION, retry_config=_RETRIES)  # type: ignore[call-overload]  # one overload a cloud
-        )
+        if url.startswith("file:"):
+            self._store: ObjectStore = from_url(url, mkdir=True, automatic_cleanup=True)
+        else:
+            retrying: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=_RETRY_S)}
+            self._store = from_url(url, client_options=_CONNECTION, retry_config=retrying)
 
     @asynccontextmanager
     async def writing(self, sha256: str) -> AsyncIterator[Callable[[bytes], Any]]:

@@ -1,11 +1,15 @@
-"""A registry over a database of its own, in SQLite and in PostgreSQL."""
+"""A registry and blobs of their own: in SQLite and a directory, and in PostgreSQL and S3."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from harness.bucket import Bucket
 from harness.postgres import Postgres
+from harness.s3 import S3
+from modelfleet.manager.blob_store import BlobStore
+from modelfleet.manager.blobs import Blobs
 from modelfleet.manager.registry import Registry
 from modelfleet.manager.store.database import Database
 
@@ -13,12 +17,39 @@ NewUrl = Callable[[], str]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> NewUrl:
+def backend(request: pytest.FixtureRequest) -> str:
+    param: str = request.param
+    return param
+
+
+@pytest.fixture
+def new_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> NewUrl:
     """Returns the URL of another empty database at each call."""
-    if request.param == "sqlite":
+    if backend == "sqlite":
         return lambda: f"sqlite:///{tmp_path}/{uuid4().hex}.db"
     server: Postgres = request.getfixturevalue("postgres")
     return lambda: server.url(server.new_database())
+
+
+@pytest.fixture
+def bucket(backend: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A directory beside SQLite, S3 beside PostgreSQL."""
+    if backend == "sqlite":
+        return Bucket((tmp_path / "blobs").as_uri())
+    endpoint: S3 = request.getfixturevalue("s3")
+    for name, value in endpoint.environment.items():
+        monkeypatch.setenv(name, value)
+    return endpoint.new_bucket()
+
+
+@pytest.fixture
+def store(bucket: Bucket) -> BlobStore:
+    return BlobStore(bucket.url)
+
+
+@pytest.fixture
+def blobs(store: BlobStore, database: Database) -> Blobs:
+    return Blobs(store, database)
 
 
 @pytest.fixture

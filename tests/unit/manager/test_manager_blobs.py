@@ -1,43 +1,28 @@
 import asyncio
-import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from harness.blobs import digest, each, whole, write
+from harness.bucket import Bucket
+from harness.s3 import S3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from modelfleet.manager.blob_store import BlobStore
 from modelfleet.manager.blobs import Blobs
 from modelfleet.manager.store.database import Database
-from modelfleet.runtime.errors import BlobNotFoundError, DigestMismatchError, InvalidInputError
+from modelfleet.runtime.errors import (
+    BlobNotFoundError,
+    DigestMismatchError,
+    InvalidInputError,
+    StorageUnreachableError,
+)
 
 # The examples share a directory: blobs are named by their content, so they do not disturb one another.
 shared_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 pieces_of_bytes = st.lists(st.binary(max_size=200), max_size=8)
-
-
-@pytest.fixture
-def blobs(tmp_path: Path, database: Database) -> Blobs:
-    return Blobs(BlobStore((tmp_path / "blobs").as_uri()), database)
-
-
-def stored(root: Path) -> list[Path]:
-    return [path for path in (root / "blobs").rglob("*") if path.is_file()]
-
-
-async def each(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        yield piece
-
-
-async def whole(blobs: Blobs, sha256: str, offset: int = 0) -> bytes:
-    return b"".join([piece async for piece in blobs.read(sha256, offset)])
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 @shared_directory
@@ -57,19 +42,19 @@ async def test_blob_reads_back_from_any_offset_however_it_came(
 @shared_directory
 @given(pieces_of_bytes, st.binary(max_size=300))
 async def test_nothing_is_kept_of_bytes_that_are_not_what_was_announced(
-    tmp_path: Path, blobs: Blobs, pieces: list[bytes], other: bytes
+    bucket: Bucket, blobs: Blobs, pieces: list[bytes], other: bytes
 ) -> None:
     announced = digest(b"announced:" + other)
-    before = stored(tmp_path)
+    before = bucket.names()
 
     with pytest.raises((DigestMismatchError, InvalidInputError)):
         await blobs.write(announced, len(other), each(pieces))
 
     assert await blobs.find_missing([announced]) == [announced]
-    assert stored(tmp_path) == before
+    assert bucket.names() == before
 
 
-async def test_nothing_is_kept_when_the_source_fails(tmp_path: Path, blobs: Blobs) -> None:
+async def test_nothing_is_kept_when_the_source_fails(bucket: Bucket, blobs: Blobs) -> None:
     async def breaks_off() -> AsyncIterator[bytes]:
         yield bytes(20 << 20)  # more than the writer holds in memory
         raise ConnectionResetError
@@ -78,10 +63,10 @@ async def test_nothing_is_kept_when_the_source_fails(tmp_path: Path, blobs: Blob
     with pytest.raises(ConnectionResetError):
         await blobs.write(digest(content), len(content), breaks_off())
 
-    assert stored(tmp_path) == []
+    assert bucket.names() == set()
 
 
-async def test_nothing_is_kept_when_the_writing_task_is_cancelled(tmp_path: Path, blobs: Blobs) -> None:
+async def test_nothing_is_kept_when_the_writing_task_is_cancelled(bucket: Bucket, blobs: Blobs) -> None:
     stuck = asyncio.Event()
 
     async def gets_stuck() -> AsyncIterator[bytes]:
@@ -90,20 +75,19 @@ async def test_nothing_is_kept_when_the_writing_task_is_cancelled(tmp_path: Path
         await asyncio.Event().wait()
 
     writing = asyncio.create_task(blobs.write("0" * 64, 21 << 20, gets_stuck()))
-    await stuck.wait()
+    async with asyncio.timeout(10):
+        await stuck.wait()
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
 
     async with asyncio.timeout(10):
-        while await asyncio.to_thread(stored, tmp_path):  # deleted by a thread of the store
+        while await asyncio.to_thread(bucket.names):  # deleted by a thread of the store
             pass
 
 
-async def test_bytes_without_a_row_are_not_a_blob(tmp_path: Path, blobs: Blobs) -> None:
-    left = tmp_path / "blobs" / "sha256" / digest(b"x")[:2] / digest(b"x")
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half of it")  # as a power cut between rename and flush may leave it
+async def test_bytes_without_a_row_are_not_a_blob(bucket: Bucket, blobs: Blobs) -> None:
+    bucket.put(digest(b"x"), b"half of it")  # as a power cut between rename and flush may leave it
 
     assert await blobs.find_missing([digest(b"x")]) == [digest(b"x")]
     with pytest.raises(BlobNotFoundError):
@@ -121,9 +105,11 @@ async def test_blob_of_many_parts_is_whole(blobs: Blobs) -> None:
     assert digest(await whole(blobs, digest(content))) == digest(content)
 
 
-async def test_sweep_deletes_what_killed_writers_left_long_ago_and_nothing_else(tmp_path: Path, blobs: Blobs) -> None:
-    await blobs.write(digest(b"x"), 1, each([b"x"]))
-    (blob,) = stored(tmp_path)
+async def test_sweep_deletes_what_killed_writers_left_long_ago_and_nothing_else(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path.as_uri())
+    async with store.writing(digest(b"x")) as write_piece:
+        await write_piece(b"x")
+    blob = tmp_path / "sha256" / digest(b"x")[:2] / digest(b"x")
     old, fresh = (blob.with_name(f"{blob.name}#{number}") for number in (1, 2))
     old.write_bytes(b"partial")
     fresh.write_bytes(b"partial")
@@ -131,6 +117,55 @@ async def test_sweep_deletes_what_killed_writers_left_long_ago_and_nothing_else(
     for path in (old, blob):
         os.utime(path, (two_hours_ago, two_hours_ago))
 
-    BlobStore((tmp_path / "blobs").as_uri()).sweep()
+    store.sweep()
 
-    assert set(stored(tmp_path)) == {blob, fresh}
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {blob, fresh}
+
+
+async def test_bytes_that_are_gone_make_a_blob_missing_until_it_is_stored_again(bucket: Bucket, blobs: Blobs) -> None:
+    sha256 = await write(blobs, b"x")
+    bucket.delete(sha256)
+
+    assert await blobs.find_missing([sha256]) == [sha256]
+    with pytest.raises(BlobNotFoundError, match="bytes are gone"):
+        await whole(blobs, sha256)
+    await write(blobs, b"x")
+
+    assert await blobs.find_missing([sha256]) == []
+    assert await whole(blobs, sha256) == b"x"
+
+
+async def test_bytes_that_were_cut_make_a_blob_missing(bucket: Bucket, blobs: Blobs) -> None:
+    sha256 = await write(blobs, b"xyz")
+    bucket.put(sha256, b"xy")
+    assert await blobs.find_missing([sha256]) == [sha256]
+
+
+async def test_bytes_that_are_deleted_before_they_are_registered_are_no_blob(
+    bucket: Bucket, database: Database
+) -> None:
+    class Collected(BlobStore):
+        def settle(self, sha256: str) -> None:
+            super().settle(sha256)
+            self.delete([sha256])  # as another manager's repair of orphans might
+
+    blobs = Blobs(Collected(bucket.url), database)
+    with pytest.raises(StorageUnreachableError, match="Push again"):
+        await write(blobs, b"x")
+    assert await blobs.find_missing([digest(b"x")]) == [digest(b"x")]
+
+
+async def test_store_that_cannot_be_reached_is_worth_a_retry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nobody = S3("http://127.0.0.1:1")
+    for name, value in nobody.environment.items():
+        monkeypatch.setenv(name, value)
+    store = BlobStore(nobody.new_bucket().url, retries=0)
+    database = Database(f"sqlite:///{tmp_path}/manager.db")
+    database.migrate()
+
+    for content in (b"x", bytes(9 << 20)):  # in one part and in several
+        with pytest.raises(StorageUnreachableError, match="does not answer"):
+            await write(Blobs(store, database), content)
+    with pytest.raises(StorageUnreachableError):
+        store.stat(digest(b"x"))
+    database.close()

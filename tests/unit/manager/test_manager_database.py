@@ -7,10 +7,13 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from harness.postgres import Postgres
+from harness.small_disk import small_disk
 from modelfleet.manager.store import migrations
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import AssignmentRevisionRow, BlobRow, ModelVersionRow, Table
-from sqlalchemy import MetaData, create_engine, make_url, select, text
+from modelfleet.runtime.errors import StorageFullError, StorageUnreachableError
+from sqlalchemy import MetaData, create_engine, delete, make_url, select, text
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
@@ -102,3 +105,80 @@ def test_references_are_enforced(database: Database) -> None:
     )
     with pytest.raises(IntegrityError, match=r"(?i)foreign key"), database.writing() as session:
         session.add(orphan)
+
+
+def test_server_that_is_away_is_worth_a_retry_and_found_again_when_it_is_back(postgres: Postgres) -> None:
+    database = Database(postgres.url(postgres.new_database()))
+    database.migrate()
+    postgres.stop()
+    try:
+        for session_of in (database.reading, database.writing):
+            with pytest.raises(StorageUnreachableError, match="does not answer"), session_of() as session:
+                session.execute(select(AssignmentRevisionRow)).all()
+    finally:
+        postgres.start()
+    with database.writing() as session:
+        assert session.scalars(select(AssignmentRevisionRow)).one()
+    database.close()
+
+
+def test_server_that_goes_in_the_middle_of_a_write_leaves_nothing_of_it(postgres: Postgres) -> None:
+    database = Database(postgres.url(postgres.new_database()))
+    database.migrate()
+
+    def write_while_it_goes() -> None:
+        with database.writing() as session:
+            session.add(BlobRow(sha256="0" * 64, size=1, create_time=datetime.now(UTC)))
+            session.flush()
+            postgres.stop()
+
+    try:
+        with pytest.raises(StorageUnreachableError):
+            write_while_it_goes()
+    finally:
+        postgres.start()
+    with database.reading() as session:
+        assert session.scalars(select(BlobRow)).all() == []
+    database.close()
+
+
+def test_full_disk_is_told_and_leaves_what_was_written_before(tmp_path: Path) -> None:
+    with small_disk(tmp_path, kib=512) as disk:
+        database = Database(f"sqlite:///{disk}/manager.db")
+        database.migrate()
+        written = 0
+
+        def write_until_full() -> None:
+            nonlocal written
+            while True:
+                with database.writing() as session:
+                    for number in range(written, written + 100):
+                        session.add(BlobRow(sha256=f"{number:064}", size=1, create_time=datetime.now(UTC)))
+                written += 100
+
+        with pytest.raises(StorageFullError, match="disk of the manager's database is full"):
+            write_until_full()
+        with database.reading() as session:
+            assert len(session.scalars(select(BlobRow)).all()) == written > 0
+        database.close()
+
+
+def test_compacting_gives_the_disk_back_what_was_deleted(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/manager.db")
+    database.migrate()
+    database.compact()
+
+    def size() -> int:
+        return sum(path.stat().st_size for path in tmp_path.glob("manager.db*") if not path.name.endswith("-shm"))
+
+    before = size()
+    with database.writing() as session:
+        session.add_all(BlobRow(sha256=f"{n:064}", size=1, create_time=datetime.now(UTC)) for n in range(5000))
+    with database.writing() as session:
+        session.execute(delete(BlobRow))
+    assert size() > 5 * before
+
+    database.compact()
+
+    assert size() == before
+    database.close()
