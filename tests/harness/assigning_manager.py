@@ -58,6 +58,11 @@ class AssigningManager(worker_service_pb2_grpc.WorkerServiceServicer, model_serv
             await self._changed.wait_for(lambda: key in self.reports and self.reports[key].state == wanted)
             return self.reports[key]
 
+    async def gone(self, key: str) -> None:
+        """Return once a version is in no report any more."""
+        async with asyncio.timeout(15), self._changed:
+            await self._changed.wait_for(lambda: key not in self.reports)
+
     async def WatchAssignments(  # noqa: N802  as in the contract
         self, _request: Any, _context: Any
     ) -> AsyncIterator[worker_service_pb2.WatchAssignmentsResponse]:
@@ -72,7 +77,7 @@ class AssigningManager(worker_service_pb2_grpc.WorkerServiceServicer, model_serv
 
     async def ReportStatus(self, request: Any, _context: Any) -> worker_service_pb2.ReportStatusResponse:  # noqa: N802
         async with self._changed:
-            self.reports |= {f"{version.model}@{version.model_version}": version for version in request.versions}
+            self.reports = {f"{version.model}@{version.model_version}": version for version in request.versions}
             self._changed.notify_all()
         return worker_service_pb2.ReportStatusResponse()
 

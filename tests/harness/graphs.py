@@ -108,10 +108,21 @@ def affine() -> ModelProto:
 
 
 def large(size: int) -> ModelProto:
-    """Return `affine` with as many bytes of weights beside it."""
-    model = affine()
-    model.graph.initializer.append(numpy_helper.from_array(np.zeros(size // 4, np.float32), "weights"))
-    return model
+    """As `affine`, with as many bytes of weights, all 0, of which the batch's size chooses one to add."""
+    return _model(
+        [
+            helper.make_node("Shape", ["x"], ["rows"], start=0, end=1),
+            helper.make_node("Gather", ["weights", "rows"], ["weight"]),
+            helper.make_node("Mul", ["x", "two"], ["doubled"]),
+            helper.make_node("Add", ["doubled", "one"], ["shifted"]),
+            helper.make_node("Add", ["shifted", "weight"], ["y"]),
+        ],
+        [_value("x", _FLOAT, ["batch", 3])],
+        [_value("y", _FLOAT, ["batch", 3])],
+        two=np.float32(2),
+        one=np.float32(1),
+        weights=np.zeros(size // 4, np.float32),
+    )
 
 
 def fixed_batch() -> ModelProto:

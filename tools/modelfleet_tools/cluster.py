@@ -20,6 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from modelfleet.runtime.errors import StateConflictError, UnavailableError
 
 _POLL_S = 0.05
+# For clients that balance over replicas to hear that one leaves.
+_DRAIN_DELAY_S = "1"
 _LAST_LINES = 8
 
 
@@ -42,13 +44,13 @@ class Addresses:
 
 class LocalCluster:
     """
-    A manager, a tokenizer and workers, each a process of its own; their data and logs are kept in `data_dir`.
+    A manager, tokenizers and workers, each a process of its own; their data and logs are kept in `data_dir`.
 
     Starts on entering the context, which waits until each says that it is serving, and stops on leaving it. A service
     that is restarted keeps its port. Blocking; the asynchronous context runs the same in a thread.
 
     `ports` and `metrics_ports` that are missing or 0 are picked free. `flags` are added to a service's command line.
-    Of several `workers` the first goes by its service's name, the others are `inference-2` and so on.
+    Of several `tokenizers` and `workers` the first goes by its service's name, the others are `inference-2` and so on.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class LocalCluster:
         ports: Mapping[Service, int] = MappingProxyType({}),
         metrics_ports: Mapping[Service, int] = MappingProxyType({}),
         flags: Mapping[Service, Sequence[str]] = MappingProxyType({}),
+        tokenizers: int = 1,
         workers: int = 1,
         start_timeout_s: float = 60,
         stop_timeout_s: float = 40,
@@ -70,9 +73,11 @@ class LocalCluster:
         self._flags = flags
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
-        self._names: tuple[str, ...] = (
-            *Service,
-            *(f"{Service.INFERENCE}-{number}" for number in range(2, workers + 1)),
+        replicas = {Service.MANAGER: 1, Service.TOKENIZER: tokenizers, Service.INFERENCE: workers}
+        self._names: tuple[str, ...] = tuple(
+            name
+            for service in Service
+            for name in (service, *(f"{service}-{number}" for number in range(2, replicas[service] + 1)))
         )
         self._ports: dict[str, int] = dict.fromkeys(self._names, 0) | dict(ports)
         self._metrics_ports: dict[str, int] = dict.fromkeys(self._names, 0) | dict(metrics_ports)
@@ -98,9 +103,7 @@ class LocalCluster:
     @property
     def addresses(self) -> Addresses:
         """Where the services listen."""
-        first, *others = [self._address(name) for name in self._names if _service(name) is Service.INFERENCE]
-        workers = f"ipv4:{','.join((first, *others))}" if others else first
-        return Addresses(self._address(Service.MANAGER), self._address(Service.TOKENIZER), workers)
+        return Addresses(*(self._target(service) for service in Service))
 
     def metrics_url(self, service: str) -> str:
         """Return the URL of a service's Prometheus metrics."""
@@ -181,17 +184,22 @@ class LocalCluster:
     def _address(self, service: str) -> str:
         return f"{self._reachable_host}:{self._ports[service]}"
 
+    def _target(self, service: Service) -> str:
+        """Return the address of a service, or those of its replicas for a client to balance over."""
+        first, *others = [self._address(name) for name in self._names if _service(name) is service]
+        return f"ipv4:{','.join((first, *others))}" if others else first
+
     def _command(self, name: str) -> list[str]:
         service = _service(name)
         own = {
             Service.MANAGER: ["--data-dir", str(self.data_dir / "manager")],
             Service.TOKENIZER: [
                 *("--manager", self._address(Service.MANAGER)),
-                *("--cache-dir", str(self.data_dir / "tokenizer")),
+                *("--cache-dir", str(self.data_dir / name)),
             ],
             Service.INFERENCE: [
                 *("--manager", self._address(Service.MANAGER)),
-                *("--tokenizer", self._address(Service.TOKENIZER)),
+                *("--tokenizer", self._target(Service.TOKENIZER)),
                 *("--cache-dir", str(self.data_dir / name)),
                 *("--device", self._device, "--pool", "local"),
                 *("--worker", f"local-{name.partition('-')[2] or 1}"),
@@ -200,7 +208,7 @@ class LocalCluster:
         return [
             *(sys.executable, "-m", f"modelfleet.{service.value}", "--host", self._host),
             *("--port", str(self._ports[name]), "--metrics-port", str(self._metrics_ports[name])),
-            *("--drain-delay-s", "0"),  # nobody balances over one replica
+            *("--drain-delay-s", _DRAIN_DELAY_S if "," in self._target(service) else "0"),
             *own[service],
             *self._flags.get(service, ()),
         ]

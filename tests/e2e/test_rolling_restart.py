@@ -1,0 +1,19 @@
+"""Replicas that are restarted under load lose no request; `make soak-restart` does the same for all, for longer."""
+
+from pathlib import Path
+
+import pytest
+from load.rolling_restart import restart_in_turn
+
+pytestmark = pytest.mark.slow
+
+
+async def test_no_request_fails_while_a_tokenizer_and_a_worker_are_restarted(minilm_folder: Path) -> None:
+    phases = await restart_in_turn(minilm_folder, replicas=("tokenizer", "inference"), rest_s=0.5, callers=4)
+
+    assert [(phase.restarted, dict(phase.errors), phase.wrong) for phase in phases] == [
+        ("none", {}, 0),
+        ("tokenizer", {}, 0),
+        ("inference", {}, 0),
+    ]
+    assert all(phase.answers for phase in phases)
