@@ -28,7 +28,7 @@ def new_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> New
     if backend == "sqlite":
         return lambda: f"sqlite:///{tmp_path}/{uuid4().hex}.db"
     server: Postgres = request.getfixturevalue("postgres")
-    return lambda: server.url(server.new_database())
+    return server.new_url
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_references_are_enforced(database: Database) -> None:
 
 
 def test_server_that_is_away_is_worth_a_retry_and_found_again_when_it_is_back(postgres: Postgres) -> None:
-    database = Database(postgres.url(postgres.new_database()))
+    database = Database(postgres.new_url())
     database.migrate()
     postgres.stop()
     try:
@@ -123,7 +123,7 @@ def test_server_that_is_away_is_worth_a_retry_and_found_again_when_it_is_back(po
 
 
 def test_server_that_goes_in_the_middle_of_a_write_leaves_nothing_of_it(postgres: Postgres) -> None:
-    database = Database(postgres.url(postgres.new_database()))
+    database = Database(postgres.new_url())
     database.migrate()
 
     def write_while_it_goes() -> None:
