@@ -30,6 +30,8 @@ def write_tiny_generator(folder: Path, script: Sequence[int], *, listens: bool =
     onnx.save(_graph(script, listens=listens), folder / "model.onnx")
     (folder / "genai_config.json").write_text(json.dumps(_CONFIG))
     (folder / "tokenizer.json").write_bytes(byte_bpe_json())
+    tokens = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
     (folder / "chat_template.jinja").write_text(CHATML)
     (folder / "modelfleet.yaml").write_text(json.dumps({"task": "generate", **manifest}))
     return folder

@@ -48,6 +48,7 @@ class TokenizerClient:
             tokenizer_digest=digest,
             ids=np.array([id_ for ids in sequences for id_ in ids], "<i4").tobytes(),
             lengths=np.array([len(ids) for ids in sequences], "<i4").tobytes(),
+            skip_unknown_ids=True,
         )
         return list((await _answered(self._stub.Detokenize, request, timeout_s)).texts)
 

@@ -40,10 +40,21 @@ class EncodingThreads:
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     async def decode(
-        self, tokenizer: LoadedTokenizer, ids: Int32s, lengths: Int32s, *, keep_special_tokens: bool
+        self,
+        tokenizer: LoadedTokenizer,
+        ids: Int32s,
+        lengths: Int32s,
+        *,
+        keep_special_tokens: bool,
+        skip_unknown_ids: bool,
     ) -> list[str]:
         """Do `decoder.decode`, with its errors."""
-        work = functools.partial(decode, tokenizer, ids, lengths, keep_special_tokens=keep_special_tokens)
+        work = functools.partial(
+            decode,
+            *(tokenizer, ids, lengths),
+            keep_special_tokens=keep_special_tokens,
+            skip_unknown_ids=skip_unknown_ids,
+        )
         return await self._run(work, len(ids) * _CHARACTERS_PER_TOKEN)
 
     def close(self) -> None:

@@ -80,7 +80,11 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         ids, lengths = _unpacked(request.ids, field="ids"), _unpacked(request.lengths, field="lengths")
         self._limits.check_count(len(lengths), field="lengths")
         tokenizer = await self._loaded(request.tokenizer_digest, context)
-        texts = await self._threads.decode(tokenizer, ids, lengths, keep_special_tokens=request.keep_special_tokens)
+        texts = await self._threads.decode(
+            *(tokenizer, ids, lengths),
+            keep_special_tokens=request.keep_special_tokens,
+            skip_unknown_ids=request.skip_unknown_ids,
+        )
         return tokenizer_pb2.DetokenizeResponse(texts=texts)
 
     async def RenderChat(

@@ -106,11 +106,11 @@ class EngineLane:
         turn.set_max_generated_tokens(sequence.max_tokens)
         if sampling.random is not None:
             turn.set_do_sample(sampling.random)
-        if sampling.temperature is not None:
+        if sampling.random and sampling.temperature is not None:
             turn.set_temperature(sampling.temperature)
-        if sampling.top_k is not None:
+        if sampling.random and sampling.top_k is not None:
             turn.set_top_k(sampling.top_k)
-        if sampling.top_p is not None:
+        if sampling.random and sampling.top_p is not None:
             turn.set_top_p(sampling.top_p)
         if sampling.repetition_penalty is not None:
             turn.set_repetition_penalty(sampling.repetition_penalty)
@@ -216,13 +216,12 @@ class GeneratorLane:
     @staticmethod
     def _parameters(model: GenaiModel, sequence: Sequence) -> og.GeneratorParams:
         sampling = sequence.options.sampling
+        drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
         found = {
             "do_sample": sampling.random,
-            "temperature": sampling.temperature or None,  # the generator knows no 0; do_sample says it
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
             "repetition_penalty": sampling.repetition_penalty,
             "random_seed": sequence.seed,
+            **(drawn if sampling.random else {}),
         }
         parameters = og.GeneratorParams(model.model)
         known = {key: value for key, value in found.items() if value is not None}

@@ -182,6 +182,7 @@ class DetokenizeRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     LENGTHS_FIELD_NUMBER: _builtins.int
     KEEP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    SKIP_UNKNOWN_IDS_FIELD_NUMBER: _builtins.int
     tokenizer_digest: _builtins.str
     """SHA-256 of the tokenizer's `tokenizer.json`."""
     ids: _builtins.bytes
@@ -190,6 +191,8 @@ class DetokenizeRequest(_message.Message):
     """Number of tokens of each sequence: packed little-endian int32."""
     keep_special_tokens: _builtins.bool
     """Keep special tokens such as [CLS] in the text."""
+    skip_unknown_ids: _builtins.bool
+    """Leave out ids outside of the vocabulary instead of refusing them: models whose outputs are padded generate some."""
     def __init__(
         self,
         *,
@@ -197,10 +200,11 @@ class DetokenizeRequest(_message.Message):
         ids: _builtins.bytes = ...,
         lengths: _builtins.bytes = ...,
         keep_special_tokens: _builtins.bool = ...,
+        skip_unknown_ids: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "keep_special_tokens", b"keep_special_tokens", "lengths", b"lengths", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "keep_special_tokens", b"keep_special_tokens", "lengths", b"lengths", "skip_unknown_ids", b"skip_unknown_ids", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,326 @@
+"""Generated text through the three services, from a model whose words are known beforehand."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.manager import running_manager
+from harness.small_tokenizers import byte_bpe_json
+from harness.tiny_generator import CONTEXT, EOS, spoken, write_tiny_generator
+from modelfleet.bundle.directory import open_directory
+from modelfleet.client import AsyncClient
+from modelfleet.inference.__main__ import Settings, working
+from modelfleet.runtime.errors import (
+    DeadlineExpiredError,
+    InvalidBundleError,
+    InvalidInputError,
+    ModelfleetError,
+    OverloadedError,
+    WrongTaskError,
+)
+from modelfleet.tokenizer.__main__ import Settings as TokenizerSettings
+from modelfleet.tokenizer.__main__ import tokenizing
+from prometheus_client import REGISTRY
+from tokenizers import Tokenizer
+
+TOKENIZER = Tokenizer.from_buffer(byte_bpe_json())
+WORDS = [random.Random(3).randrange(2, 300) for _ in range(97)]
+HELLO = TOKENIZER.encode("Hello 你好 😀, ", add_special_tokens=False).ids
+
+
+@dataclass(frozen=True)
+class Said:
+    """All chunks of an answer."""
+
+    chunks: list[Any]
+
+    @property
+    def ids(self) -> list[int]:
+        return [id_ for chunk in self.chunks for id_ in chunk.token_ids]
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.text for chunk in self.chunks)
+
+    def of(self, index: int) -> "Said":
+        return Said([chunk for chunk in self.chunks if chunk.index == index])
+
+    @property
+    def last(self) -> Any:
+        return self.chunks[-1]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The three services in this process, and a client of them."""
+
+    client: AsyncClient
+    directory: Path
+
+    async def push(self, name: str, script: list[int], *, template: str = "", **values: Any) -> None:
+        """Push a model and wait until its alias `stable` leads to it."""
+        folder = write_tiny_generator(self.directory / f"{name}-{random.random()}", script, **values)
+        if template:
+            (folder / "chat_template.jinja").write_text(template)
+        bundle, paths = await asyncio.to_thread(open_directory, folder)
+        pushed = await self.client.push(bundle, paths, name, alias="stable")
+        await self.client.wait_until_served(f"{name}@{pushed.model_version.model_version}", timeout_s=20)
+        await self.client.wait_until_served(name, timeout_s=20)
+
+    async def say(self, model: str = "words", prompt: list[int] | None = None, **options: Any) -> Said:
+        if "messages" not in options:
+            options["token_ids"] = prompt or [5, 6, 7]
+        return Said([chunk async for chunk in self.client.generate(model, **options)])
+
+
+@asynccontextmanager
+async def running(directory: Path, **settings: Any) -> AsyncIterator[Fleet]:
+    own: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_delay_s": 0, "drain_timeout_s": 2}
+    async with running_manager(directory / "manager") as manager:
+        own["manager"] = manager.address
+        tokenizers = TokenizerSettings(**own, cache_dir=directory / "tokenizers", chat_timeout_s=0.5)
+        async with tokenizing(tokenizers) as tokenizer:
+            own["tokenizer"] = f"127.0.0.1:{tokenizer.port}"
+            own |= {"cache_dir": directory / "cache", "threads": 1, "canary_interval_s": 0}
+            async with (
+                working(Settings(**{**own, **settings})) as worker,
+                AsyncClient(
+                    inference=f"127.0.0.1:{worker.port}", tokenizer=own["tokenizer"], manager=manager.address
+                ) as client,
+            ):
+                yield Fleet(client, directory)
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
+    async with running(tmp_path) as fleet:
+        await fleet.push("words", WORDS, listens=True)
+        yield fleet
+
+
+async def assert_still_serves(fleet: Fleet) -> None:
+    assert (await fleet.say(max_tokens=12)).ids == spoken(WORDS, [5, 6, 7], 12, listens=True)
+
+
+def streams(state: str) -> float:
+    return REGISTRY.get_sample_value("modelfleet_streams", {"model": "words@1", "state": state}) or 0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  the engine's thread sets no event
+            await asyncio.sleep(0.01)
+
+
+async def test_a_prompt_is_continued_token_for_token_alone_and_among_seven_others(fleet: Fleet) -> None:
+    prompts = [[random.Random(seed).randrange(2, 300) for _ in range(3 * seed + 1)] for seed in range(8)]
+    expected = [spoken(WORDS, prompt, 40, listens=True) for prompt in prompts]
+
+    alone = [(await fleet.say(prompt=prompt, max_tokens=40)).ids for prompt in prompts]
+    together = await asyncio.gather(*(fleet.say(prompt=prompt, max_tokens=40) for prompt in prompts))
+
+    assert alone == expected
+    assert [said.ids for said in together] == expected
+
+
+async def test_a_prompt_that_is_read_in_pieces_is_continued_alike(fleet: Fleet) -> None:
+    prompt = [random.Random(1).randrange(2, 300) for _ in range(1500)]
+
+    said = await fleet.say(prompt=prompt, max_tokens=20)
+
+    assert said.ids == spoken(WORDS, prompt, 20, listens=True)
+    assert said.last.usage.prompt_tokens == 1500
+
+
+async def test_the_last_chunk_says_why_it_ended_and_what_it_cost(fleet: Fleet) -> None:
+    await fleet.push("brief", [*HELLO, EOS])
+
+    long, ended = await fleet.say(max_tokens=30), await fleet.say("brief", max_tokens=30)
+
+    assert (long.last.finish_reason, long.last.usage.generated_tokens) == ("length", 30)
+    assert (ended.last.finish_reason, ended.last.usage.generated_tokens) == ("stop", len(HELLO) - 2)
+    assert [chunk.finish_reason for chunk in ended.chunks[:-1]] == [None] * (len(ended.chunks) - 1)
+    assert (ended.last.model, ended.last.model_version) == ("brief", 1)
+
+
+async def test_a_conversation_is_written_by_the_models_template(fleet: Fleet) -> None:
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "你好"}]
+    prompt = TOKENIZER.encode("<system>Be kind.\n<user>你好\n<assistant>", add_special_tokens=False).ids
+
+    said = await fleet.say(messages=messages, max_tokens=12)
+
+    assert said.ids == spoken(WORDS, prompt, 12, listens=True)
+
+
+async def test_no_chunk_ends_within_a_character_and_stop_strings_are_cut_exactly(fleet: Fleet) -> None:
+    await fleet.push("greeter", HELLO)
+
+    whole = await fleet.say("greeter", max_tokens=200)
+    said = await fleet.say("greeter", max_tokens=200, stop=["😀, H", "never"])
+
+    assert all("\ufffd" not in chunk.text for chunk in (*whole.chunks[1:], *said.chunks[1:]))
+    assert whole.text.count("你好 😀") > 3
+    assert said.text == whole.text[: whole.text.index("😀, H")]
+    assert (said.last.finish_reason, said.last.stop) == ("stop_string", "😀, H")
+
+
+async def test_log_probabilities_come_with_each_token(fleet: Fleet) -> None:
+    said = await fleet.say(max_tokens=10, logprobs=True)
+
+    logprobs = [value for chunk in said.chunks for value in chunk.logprobs]
+    assert len(logprobs) == 10
+    assert all(-1 < value < 0 for value in logprobs)  # the script's token is likelier than the rest together
+    assert said.ids == spoken(WORDS, [5, 6, 7], 10, listens=True)
+
+
+async def test_a_seed_makes_sampling_repeatable_and_continuations_differ(fleet: Fleet) -> None:
+    options = {"temperature": 5.0, "seed": 11, "n": 2, "max_tokens": 20}
+
+    first, again = await fleet.say(**options), await fleet.say(**options)
+
+    assert first.of(0).ids == again.of(0).ids
+    assert first.of(1).ids == again.of(1).ids
+    assert first.of(0).ids != first.of(1).ids
+    assert first.of(0).last.finish_reason
+    assert first.of(1).last.finish_reason
+
+
+async def test_temperature_zero_takes_the_likeliest_token(fleet: Fleet) -> None:
+    said = await fleet.say(temperature=0.0, top_k=5, max_tokens=10)
+
+    assert said.ids == spoken(WORDS, [5, 6, 7], 10, listens=True)
+
+
+async def test_a_grammar_holds_every_answer(fleet: Fleet) -> None:
+    properties = {"n": {"enum": [1, 23]}}
+    schema = {"type": "object", "properties": properties, "required": ["n"], "additionalProperties": False}
+
+    answers = await asyncio.gather(
+        *(
+            fleet.say(prompt=[seed], json_schema=json.dumps(schema), temperature=3.0, max_tokens=1000)
+            for seed in range(2, 10)
+        )
+    )
+    matched = await fleet.say(regex="[ab]{5}", max_tokens=50)
+
+    assert {json.loads(said.text)["n"] for said in answers} <= {1, 23}
+    assert len(matched.text) == 5
+    assert set(matched.text) <= set("ab")
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "field"),
+    [
+        ({"temperature": -1.0}, "temperature is -1. Give a number from 0 to 100", "sampling.temperature"),
+        ({"temperature": float("nan")}, "temperature is nan", "sampling.temperature"),
+        ({"top_p": 0.0}, "top_p is 0. Give a number above 0 to 1", "sampling.top_p"),
+        ({"top_k": 301}, "top_k is 301. Give a number from 0 to 300", "sampling.top_k"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0", "sampling.repetition_penalty"),
+        ({"n": 1000}, "n is 1000; this model generates at most 16 continuations at once", "n"),
+        ({"max_tokens": -1}, "max_tokens is -1", "max_tokens"),
+        ({"stop": [""]}, r"stop\[0\] has 0 characters", "stop"),
+        ({"stop": ["x"] * 17}, "stop has 17 strings", "stop"),
+        ({"prompt": [1] * CONTEXT}, "has 4096 tokens; the context of words@1 holds 4096", "prompt"),
+        ({"prompt": [300]}, "token id 300 is outside", "token_ids.ids"),
+        ({"json_schema": "{"}, "guidance is no json schema", "guidance"),
+        ({"regex": "["}, "guidance is no regex", "guidance"),
+        ({"messages": [{"role": "wizard", "content": "!"}]}, "role is 'wizard'. Use one of system, user", "messages"),
+    ],
+)
+async def test_what_cannot_be_generated_is_refused(
+    fleet: Fleet, options: dict[str, Any], message: str, field: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        await fleet.say(**options)
+
+    assert caught.value.field == field
+    await assert_still_serves(fleet)
+
+
+async def test_exactly_one_kind_of_prompt_is_taken(fleet: Fleet) -> None:
+    with pytest.raises(InvalidInputError, match="None of prompt, messages and token_ids"):
+        [_ async for _ in fleet.client.generate("words")]
+    with pytest.raises(InvalidInputError, match="2 of prompt, messages and token_ids"):
+        [_ async for _ in fleet.client.generate("words", "text", token_ids=[1])]
+
+
+async def test_a_template_without_end_is_refused_and_nothing_is_stuck(fleet: Fleet) -> None:
+    template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    await fleet.push("endless", WORDS, template=template)
+
+    with pytest.raises(InvalidBundleError, match="may loop for ever"):
+        await fleet.say("endless", messages=[{"role": "user", "content": "Hi"}])
+
+    assert (await fleet.say(messages=[{"role": "user", "content": "Hi"}], max_tokens=3)).ids
+
+
+async def test_other_tasks_are_told_where_to_go(fleet: Fleet) -> None:
+    with pytest.raises(WrongTaskError, match="task 'generate', not 'embed'"):
+        await fleet.client.embed("words", ["text"])
+
+
+@pytest.mark.slow
+async def test_callers_that_leave_free_their_places_and_disturb_nobody(fleet: Fleet) -> None:
+    async def leave(number: int) -> None:
+        chooser = random.Random(number)
+        chunks = fleet.client.generate("words", token_ids=[5, 6, 7], max_tokens=3000, timeout_s=60)
+        async with aclosing(chunks):
+            for _ in range(chooser.randrange(3)):
+                await anext(chunks)
+
+    async def stay() -> list[int]:
+        return (await fleet.say(max_tokens=40, timeout_s=60)).ids
+
+    results = await asyncio.gather(*(leave(number) for number in range(200)), *(stay() for _ in range(4)))
+
+    assert results[200:] == [spoken(WORDS, [5, 6, 7], 40, listens=True)] * 4
+    await until(lambda: streams("active") == 0 and streams("waiting") == 0)
+    await assert_still_serves(fleet)
+
+
+async def test_a_deadline_ends_the_generation(fleet: Fleet) -> None:
+    with pytest.raises(DeadlineExpiredError):
+        await fleet.say(max_tokens=4000, timeout_s=0.3)
+
+    await until(lambda: streams("active") == 0 and streams("waiting") == 0)
+    await assert_still_serves(fleet)
+
+
+async def test_streams_finish_on_the_version_that_they_began_with(fleet: Fleet) -> None:
+    old = fleet.client.generate("words", token_ids=[5, 6, 7], max_tokens=2000, timeout_s=60)
+    first = await anext(old)
+
+    await fleet.push("words", [*WORDS, 9], listens=True)  # moves the alias
+
+    fresh = await fleet.say(max_tokens=10)
+    chunks = [first, *[chunk async for chunk in old]]
+    assert {chunk.model_version for chunk in fresh.chunks} == {2}
+    assert {chunk.model_version for chunk in chunks} == {1}
+    assert Said(chunks).ids == spoken(WORDS, [5, 6, 7], 2000, listens=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        # 64 bytes a token: 100 tokens fit
+        ({"generation_cache_bytes": 6400}, InvalidInputError, "make 1003; the cache of this worker holds 100"),
+        ({"max_streams": 1, "max_queue_tokens": 1500}, OverloadedError, "more they would pass the 1500"),
+    ],
+)
+async def test_what_cannot_fit_is_refused_with_the_limits_named(
+    tmp_path: Path, settings: dict[str, int], kind: type[ModelfleetError], message: str
+) -> None:
+    async with running(tmp_path, **settings) as fleet:
+        await fleet.push("words", WORDS, listens=True)
+
+        with pytest.raises(kind, match=message):
+            await asyncio.gather(*(fleet.say(max_tokens=1000) for _ in range(6)))
+
+        await until(lambda: streams("active") == 0 and streams("waiting") == 0)
+        await assert_still_serves(fleet)
