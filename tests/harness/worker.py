@@ -76,13 +76,11 @@ class Worker:
         for key in models:
             await self.manager.reported(key, "READY")
 
-    async def health_is(
-        self, status: "health_pb2.HealthCheckResponse.ServingStatus.ValueType", service: str = ""
-    ) -> None:
+    async def is_serving(self) -> None:
         """Return once health says so."""
         async with asyncio.timeout(10):
-            async for response in self.health.Watch(health_pb2.HealthCheckRequest(service=service)):
-                if response.status == status:
+            async for response in self.health.Watch(health_pb2.HealthCheckRequest()):
+                if response.status == health_pb2.HealthCheckResponse.SERVING:
                     return
 
 

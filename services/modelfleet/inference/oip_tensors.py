@@ -78,7 +78,8 @@ def write_outputs(
         if raw:
             response.raw_output_contents.append(_raw(array))
         else:
-            getattr(tensor.contents, _TYPES[tensor.datatype][1]).extend(array.ravel().tolist())
+            elements = map(_as_bytes, array.ravel()) if array.dtype.hasobject else array.ravel().tolist()
+            getattr(tensor.contents, _TYPES[tensor.datatype][1]).extend(elements)
 
 
 def text_array(texts: Sequence[str]) -> Array:
@@ -124,10 +125,12 @@ def _read(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> A
 
 
 def _numbers(name: str, elements: Sequence[float], dtype: np.dtype[Any]) -> Array:
-    try:
-        return np.array(elements, dtype)
-    except OverflowError:
-        raise InvalidInputError(f"The input {name!r} has a value outside of {dtype.name}.", field="inputs") from None
+    # Contents are wider than some of the types they hold, and numpy would wrap what does not fit.
+    wide = np.array(elements)
+    array = wide.astype(dtype)
+    if array.dtype.kind in "iu" and (array != wide).any():
+        raise InvalidInputError(f"The input {name!r} has a value outside of {dtype.name}.", field="inputs")
+    return array
 
 
 def _wrong_size(name: str, shape: tuple[int, ...], given: str) -> InvalidInputError:
