@@ -14,6 +14,7 @@ import pytest
 from modelfleet.api.manager.v1 import model_service_pb2 as pb
 from modelfleet.api.manager.v1.model_service_pb2_grpc import ModelServiceStub
 from modelfleet.api.manager.v1.rollout_service_pb2_grpc import RolloutServiceStub
+from modelfleet.api.manager.v1.storage_service_pb2_grpc import StorageServiceStub
 from modelfleet.api.manager.v1.worker_service_pb2_grpc import WorkerServiceStub
 from modelfleet.client.channel import open_async_channel
 from modelfleet.client.errors import from_rpc_error
@@ -33,6 +34,7 @@ class Manager:
     models: ModelServiceStub
     workers: WorkerServiceStub
     rollouts: RolloutServiceStub
+    storage: StorageServiceStub
 
 
 @asynccontextmanager
@@ -52,8 +54,8 @@ def quick_settings(data_dir: Path) -> Settings:
 async def connected(address: str, data_dir: Path) -> AsyncIterator[Manager]:
     """Give the stubs of a manager that runs already."""
     async with open_async_channel(address) as channel:
-        stubs = ModelServiceStub(channel), WorkerServiceStub(channel), RolloutServiceStub(channel)
-        yield Manager(address, data_dir, *stubs)
+        stubs = (ModelServiceStub, WorkerServiceStub, RolloutServiceStub, StorageServiceStub)
+        yield Manager(address, data_dir, *(stub(channel) for stub in stubs))
 
 
 def sha256(content: bytes) -> str:

@@ -23,6 +23,7 @@ _PAGE_S = 2.0
 _GROUP = re.compile(r"[0-9a-f]{2}")
 _LAST_GROUP = 0xFF
 _MOST_NAMED = 100
+_DIGITS = 12
 
 _log = structlog.get_logger()
 
@@ -117,7 +118,7 @@ class BlobCheck:
                 await asyncio.to_thread(hasher.update, piece)
         except FileNotFoundError:
             return "its bytes went while they were read"
-        return "" if hasher.hexdigest() == found.sha256 else f"its bytes hash to {hasher.hexdigest()}"
+        return "" if hasher.hexdigest() == found.sha256 else f"its bytes hash to {hasher.hexdigest()[:_DIGITS]}…"
 
     def _rows(self, start: str) -> dict[str, int]:
         with self._database.reading() as session:
