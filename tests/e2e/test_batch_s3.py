@@ -35,7 +35,7 @@ async def test_objects_that_match_a_pattern_become_one_object(
     url = s3.new_bucket().url
     bucket = from_url(url, client_options={"allow_http": True})
     for part in range(3):
-        lines = "".join(json.dumps({"id": f"{part}/{row}", "text": "x" * part}) + "\n" for row in range(700))
+        lines = "".join(json.dumps({"id": f"{part}/{row}", "text": "x" * (part + 1)}) + "\n" for row in range(700))
         obstore.put(bucket, f"in/part-{part}.jsonl.gz", gzip.compress(lines.encode()))
     obstore.put(bucket, "in/deeper/part-9.jsonl.gz", b"not matched")
     command = ("batch", "embed", "--model", "letters", "--input", f"{url}/in/*.jsonl.gz", "--keep", "id")

@@ -184,19 +184,21 @@ async def test_a_row_that_fails_for_good_is_told_of_and_the_rest_goes_on(
         return InvalidInputError("This text is bad.", field=f"texts[{texts.index('bad')}]") if "bad" in texts else None
 
     letters.fail = refuse
-    lines = ['{"text": "a"}', '{"text": "bad"}', '{"text": "cc"', '{"text": 7}', "[]", '{"no": 1}', "", '{"text": "d"}']
+    unusable = ['{"text": "cc"', '{"text": 7}', "[]", '{"no": 1}', "", '{"text": ""}']
+    lines = ['{"text": "a"}', '{"text": "bad"}', *unusable, '{"text": "d"}']
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
 
     shown = await batch("embed", tmp_path / "in.jsonl", tmp_path / "out.jsonl")
 
     assert shown.exit_code == 5
-    assert [row["row"] for row in read_jsonl(tmp_path / "out.jsonl")] == [0, 6]
+    assert [row["row"] for row in read_jsonl(tmp_path / "out.jsonl")] == [0, 7]
     errors = read_jsonl(tmp_path / "out.jsonl.errors.jsonl")
-    assert [error["row"] for error in errors] == [1, 2, 3, 4, 5]
+    assert [error["row"] for error in errors] == [1, 2, 3, 4, 5, 6]
     assert errors[0] == {
         "row": 1, "place": "in.jsonl, line 2", "reason": "INVALID_INPUT", "message": "This text is bad."
     }  # fmt: skip
-    for error, words in zip(errors[1:], ["no JSON", "type int, no text", "no object", "has no 'text'"], strict=True):
+    said = ["no JSON", "type int, no text", "no object", "has no 'text'", "is empty"]
+    for error, words in zip(errors[1:], said, strict=True):
         assert words in error["message"]
 
 

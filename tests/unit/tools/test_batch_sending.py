@@ -151,7 +151,13 @@ async def test_a_row_that_the_error_names_costs_no_search() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "patience_s"), [(WrongTaskError("task"), 60), (OverloadedError("full"), 0), (ModelNotFoundError("no"), 0)]
+    ("error", "patience_s"),
+    [
+        (WrongTaskError("task"), 60),
+        (InvalidInputError("too many", field="dimensions"), 60),
+        (OverloadedError("full"), 0),
+        (ModelNotFoundError("no"), 0),
+    ],
 )
 async def test_what_no_row_can_help_ends_the_run(error: Exception, patience_s: float) -> None:
     with pytest.raises(type(error)):

@@ -106,7 +106,7 @@ async def test_a_sweep_is_a_table_a_plot_and_a_picture(bench: Any, tmp_path: Pat
     shown = await bench("--callers", "1,2", "--plot", tmp_path / "sweep.png")
 
     assert shown.exit_code == 0, shown.stderr
-    for words in ("embed by letters@1", "1 callers", "2 callers", "p99.9", "Legend", "texts/s"):
+    for words in ("embed by letters@1", "1 caller ", "2 callers", "p99.9", "Legend", "texts/s"):
         assert words in shown.stdout
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 

@@ -26,6 +26,7 @@ _TRIES_OF_SUSPECTS = 2
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 15.0
 _NOT_FOUND_PATIENCE_S = 30.0
+_FIELDS_OF_ROWS = ("texts", "query", "documents")
 _BLAMED_TEXT = re.compile(r"texts\[(\d+)\]")
 
 # Never a row's fault; tried again until patience ends.
@@ -84,6 +85,8 @@ class Sender:
             except errors.WrongTaskError:
                 raise
             except errors.InvalidInputError as error:
+                if not (error.field or "texts").startswith(_FIELDS_OF_ROWS):
+                    raise  # an option that no row gets through with
                 return await self._narrow(rows, error)
             except ModelfleetError as error:
                 now = self._clock()

@@ -181,4 +181,6 @@ def _text(values: Values, column: str) -> str:
     value = _present(values, column)
     if not isinstance(value, str):
         raise RowError(f"{column!r} is {'null' if value is None else 'of the type ' + type(value).__name__}, no text.")
+    if not value:
+        raise RowError(f"{column!r} is empty.")
     return value

@@ -93,7 +93,7 @@ def bench(
             return served, rows
 
     served, rows = asyncio.run(work())
-    title = f"{served.task} by {served.model}@{served.model_version}, {texts_per_request} texts a request"
+    title = f"{served.task} by {served.model}@{served.model_version}, texts a request: {texts_per_request}"
     if plot:
         write_plot(plot, title, rows)
     if as_json:

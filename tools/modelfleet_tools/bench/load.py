@@ -39,7 +39,7 @@ class ClosedLoop:
     callers: int
 
     def __str__(self) -> str:
-        return f"{self.callers} callers"
+        return f"{self.callers} caller{'s' if self.callers > 1 else ''}"
 
 
 @dataclass(slots=True)

@@ -63,7 +63,9 @@ def tables(evaluation: Evaluation) -> Iterator[Table]:
     names = tuple(one.model for one in models)
     overall = [(name, *(one.scores.overall[name] for one in models)) for name in models[0].scores.overall]
     yield Table(
-        f"{evaluation.task} on {evaluation.data}: {evaluation.examples} examples", ("metric", *names), tuple(overall)
+        f"{evaluation.task} on {evaluation.data.rpartition('/')[2]}: {evaluation.examples} examples",
+        ("metric", *names),
+        tuple(overall),
     )
     if evaluation.comparison:
         yield _comparison_table(evaluation.comparison, names)
