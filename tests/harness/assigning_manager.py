@@ -58,11 +58,6 @@ class AssigningManager(worker_service_pb2_grpc.WorkerServiceServicer, model_serv
             await self._changed.wait_for(lambda: key in self.reports and self.reports[key].state == wanted)
             return self.reports[key]
 
-    async def gone(self, key: str) -> None:
-        """Return once a version is in no report any more."""
-        async with asyncio.timeout(15), self._changed:
-            await self._changed.wait_for(lambda: key not in self.reports)
-
     async def WatchAssignments(  # noqa: N802  as in the contract
         self, _request: Any, _context: Any
     ) -> AsyncIterator[worker_service_pb2.WatchAssignmentsResponse]:

@@ -130,21 +130,6 @@ async def test_a_version_that_does_not_fit_is_refused_with_the_figures_and_other
         assert await worker.answers()
 
 
-async def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
-    size = 30_000_000
-    async with running(tmp_path) as worker:
-        await worker.manager.assign({"m@1": graphs.tensor_bundle(graphs.large(size))}, {"m": 1})
-        report = await worker.manager.reported("m@1", "READY")
-        assert await worker.answers()
-        loaded = resident_memory()
-
-        await worker.manager.assign({}, {})
-        await worker.manager.gone("m@1")
-
-        assert report.memory.host_bytes > 0.9 * size
-        assert resident_memory() < loaded - 0.9 * size
-
-
 async def test_a_full_disk_fails_the_version_alone_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch = Cache.fetch
 

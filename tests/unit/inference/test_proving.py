@@ -1,5 +1,7 @@
 """What a version must show before it is READY: golden examples, the largest batch, and that it fits into memory."""
 
+import asyncio
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,33 @@ async def test_a_version_whose_largest_batch_would_not_fit_is_refused_before_tha
     assert max(shapes_run) == (12, 1)
     model = await load(sample, engine, tmp_path / "again")
     assert model.memory.host_peak_bytes > 150 * MEGABYTE
+
+
+async def test_unloading_gives_back_what_loading_took(engine: Engine, tmp_path: Path) -> None:
+    size = 40 * MEGABYTE
+    sample = AtOnce(**vars(graphs.tensor_bundle(graphs.large(size))))
+    before = taken()
+
+    model = await load(sample, engine, tmp_path)
+    loaded = taken() - before
+    engine.detach(model)
+    host_bytes = model.memory.host_bytes
+    alive = weakref.ref(model)
+    del model
+    async with asyncio.timeout(5):
+        while alive():  # the loop holds the future of the call that loaded it for a few turns more
+            await asyncio.sleep(0)
+
+    assert loaded > 0.9 * size
+    assert host_bytes > 0.9 * size
+    assert taken() - before < 0.2 * size
+
+
+class AtOnce(graphs.SampleBundle):
+    """Downloads in one piece."""
+
+    async def download(self, sha256: str, offset: int) -> AsyncIterator[bytes]:
+        yield self.contents[sha256][offset:]
 
 
 def tensor_graph(nodes: list[object], shape: list[int | str], **constants: np.ndarray) -> ModelProto:
