@@ -41,7 +41,7 @@ async def until(
     rollout: int,
     *states: str,
     holds: Callable[[pb.Rollout], bool] = lambda _: True,
-    timeout_s: float = 15,
+    timeout_s: float = 60,
 ) -> pb.Rollout:
     """Return a rollout once it is in one of some states and a condition holds. Fails where it has ended otherwise."""
     over = {"SUCCEEDED", "FAILED", "ABORTED"} - set(states)
