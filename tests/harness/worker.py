@@ -61,6 +61,7 @@ class RegisteringManager(AssigningManager):
 class Worker:
     """A worker, stubs of its services, and the manager that it obeys."""
 
+    address: str
     manager: RegisteringManager
     inference: InferenceServiceStub
     open_inference: GRPCInferenceServiceStub
@@ -116,8 +117,15 @@ async def running_worker(directory: Path, *, tokenizer: str | None = None, **set
         server = await stack.enter_async_context(
             working(Settings(**{**_QUICK, **own, "canary_interval_s": 0, **settings}))
         )
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
-        yield Worker(manager, InferenceServiceStub(channel), GRPCInferenceServiceStub(channel), HealthStub(channel))
+        own_address = f"127.0.0.1:{server.port}"
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(own_address))
+        yield Worker(
+            own_address,
+            manager,
+            InferenceServiceStub(channel),
+            GRPCInferenceServiceStub(channel),
+            HealthStub(channel),
+        )
 
 
 async def refused(

@@ -5,11 +5,14 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import prometheus_client
 import pytest
 from grpc import StatusCode
 from harness import graphs
@@ -17,6 +20,7 @@ from harness.serving import serving
 from harness.worker import Worker, refused, running_manager, running_tokenizer, running_worker, still_embeds
 from modelfleet.api.inference.v1 import inference_pb2 as pb
 from modelfleet.api.oip.v2 import open_inference_pb2 as oip
+from modelfleet.api.oip.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2_grpc
 from modelfleet.bundle.manifest import Task
 from modelfleet.inference.__main__ import Settings, working
@@ -56,6 +60,21 @@ async def infer(worker: Worker, *products: float) -> list[float]:
     return list(answer.outputs[0].contents.fp32_contents)
 
 
+async def running(worker: Worker, *products: float) -> "asyncio.Task[list[float]]":
+    """Send a request, and return once it runs."""
+    before = requests_begun()
+    task = asyncio.create_task(infer(worker, *products))
+    async with asyncio.timeout(DEADLINE_S):
+        while requests_begun() == before:  # noqa: ASYNC110  the engine tells of it only when asked
+            await asyncio.sleep(0.005)
+    return task
+
+
+def requests_begun() -> float | None:
+    """Requests of this process that the engine has begun to run."""
+    return prometheus_client.REGISTRY.get_sample_value("modelfleet_stage_seconds_count", {"stage": "queue"})
+
+
 async def within_deadline(call: Awaitable[Any]) -> Any:
     started = time.monotonic()
     result = await call
@@ -82,13 +101,19 @@ async def test_while_the_tokenizer_is_away_texts_are_unavailable_and_token_ids_a
             await worker.inference.Embed(pb.EmbedRequest(model="embedder", token_ids=ids), timeout=DEADLINE_S)
 
             async with running_tokenizer(manager, tmp_path / "t", port=port), asyncio.timeout(DEADLINE_S):
-                while True:
-                    try:
-                        await still_embeds(worker)
-                        break
-                    except grpc.aio.AioRpcError as unavailable:
-                        assert unavailable.code() is StatusCode.UNAVAILABLE  # not connected again yet
-                        await asyncio.sleep(0.05)
+                while not await embeds(worker):  # noqa: ASYNC110  the worker tells of it only when asked
+                    await asyncio.sleep(0.05)
+
+
+async def embeds(worker: Worker) -> bool:
+    """Whether texts are answered; they may be unavailable until the worker is connected again."""
+    try:
+        await still_embeds(worker)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not StatusCode.UNAVAILABLE:
+            raise
+        return False
+    return True
 
 
 class SilentTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
@@ -155,7 +180,7 @@ async def statistics(worker: Worker, model: str) -> oip.ModelStatistics:
 async def test_a_request_whose_deadline_passes_in_the_queue_never_runs(tmp_path: Path) -> None:
     async with running_worker(tmp_path) as worker:
         await worker.serve(MODELS)
-        blocker = worker.open_inference.ModelInfer(slow(FOR_EVER))
+        blocker = await running(worker, FOR_EVER)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await worker.open_inference.ModelInfer(slow(1), timeout=0.2)
         assert caught.value.code() is StatusCode.DEADLINE_EXCEEDED
@@ -182,23 +207,20 @@ async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
         (full,), others = await asyncio.wait(calls, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
         for call in others:
             call.cancel()
-        error = await refused(
-            worker,
-            full,
-            StatusCode.RESOURCE_EXHAUSTED,
-            r"slow@1 holds 2 tokens and takes at most 2; this request has 2",
-        )
+        message = r"slow@1 holds 2 tokens and takes at most 2; this request has 2"
+        error = await refused(worker, full, StatusCode.RESOURCE_EXHAUSTED, message)
         assert isinstance(error, OverloadedError)
         assert await infer(worker, 1, 2) == [1, 2]
 
 
 async def test_work_under_way_is_finished_before_the_worker_stops(tmp_path: Path) -> None:
-    async with running_worker(tmp_path, drain_timeout_s=10) as worker:
-        await worker.serve(MODELS)
-        call = asyncio.ensure_future(infer(worker, 30_000))  # about 0.3 s
-        while not (await statistics(worker, "affine")).inference_count:
-            await worker.open_inference.ModelInfer(affine())  # a call behind it: it has arrived
-    assert await call == [30_000]
+    async with AsyncExitStack() as stack:
+        async with running_worker(tmp_path, drain_timeout_s=10) as worker:
+            await worker.serve(MODELS)
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(worker.address))
+            ours = replace(worker, open_inference=GRPCInferenceServiceStub(channel))
+            call = await running(ours, 30_000)  # about 0.3 s
+        assert await call == [30_000]
     assert engine_threads() == []
 
 
