@@ -26,7 +26,7 @@ from modelfleet.inference.__main__ import Settings, working
 from modelfleet.inference.cache import Cache
 from modelfleet.inference.session import Device, is_fatal
 from modelfleet.runtime.errors import InvalidInputError, NotServedHereError
-from modelfleet.runtime.memory import resident_memory
+from modelfleet.runtime.memory import resident_memory, return_free_memory
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -119,6 +119,7 @@ async def test_what_a_version_runs_on_takes_and_has_answered_is_reported(tmp_pat
 async def test_a_version_that_does_not_fit_is_refused_with_the_figures_and_others_are_served(tmp_path: Path) -> None:
     small = graphs.tensor_bundle(graphs.affine())
     large = graphs.tensor_bundle(graphs.large(30_000_000))
+    return_free_memory()  # what earlier tests have left behind is no part of it
     async with running(tmp_path, memory_bytes=resident_memory() + 35_000_000) as worker:
         await worker.manager.assign({"m@1": small}, {"m": 1})
         await worker.manager.reported("m@1", "READY")

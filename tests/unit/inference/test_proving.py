@@ -221,7 +221,7 @@ async def test_unloading_gives_back_what_loading_took(engine: Engine, tmp_path: 
     alive = weakref.ref(model)
     del model
     async with asyncio.timeout(5):
-        while alive():  # the loop holds the future of the call that loaded it for a few turns more
+        while alive():  # noqa: ASYNC110  the loop holds the future of the call that loaded it for a few turns more
             await asyncio.sleep(0)
 
     assert loaded > 0.9 * size
