@@ -264,9 +264,9 @@ def _print(rollout: Rollout, *, as_json: bool) -> None:
     if as_json:
         print_json(rollout)
         return
-    title = f"Rollout {rollout.rollout} of {rollout.model}@{rollout.alias} {_move(rollout)}: {rollout.state}"
+    print(f"Rollout {rollout.rollout} of {rollout.model}@{rollout.alias} {_move(rollout)}: {rollout.state}")
     rows = ((f"{event.time:%H:%M:%S}", event.state, f"{event.percent}%", event.reason) for event in rollout.events)
-    print_table(title, ("time (UTC)", "state", "share", "reason"), rows)
+    print_table("States", ("time (UTC)", "state", "share", "reason"), rows)
     if rollout.workers:
         held = (
             (one.worker, one.pool, one.state or "not started", "yes" if one.current else "no", one.reason)
