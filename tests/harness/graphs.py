@@ -212,8 +212,8 @@ class SampleBundle:
             yield self.contents[sha256][start : start + 1000]
 
 
-def text_bundle(graph: ModelProto, task: Task, **manifest: object) -> SampleBundle:
-    """Return a text model with its tokenizer. `manifest` overrides."""
+def text_bundle(graph: ModelProto, task: Task, *, tokenizer: bytes | None = None, **manifest: object) -> SampleBundle:
+    """Return a text model with its `tokenizer.json`, by default the word pieces. `manifest` overrides."""
     fields = {
         "task": task,
         "model": "model.onnx",
@@ -222,7 +222,7 @@ def text_bundle(graph: ModelProto, task: Task, **manifest: object) -> SampleBund
         "vocabulary_size": VOCABULARY_SIZE,
         "labels": {Task.CLASSIFY: LABELS, Task.ENTITIES: ENTITY_LABELS}.get(task, ()),
     }
-    files = {"model.onnx": graph.SerializeToString(), "tokenizer.json": wordpiece_json()}
+    files = {"model.onnx": graph.SerializeToString(), "tokenizer.json": tokenizer or wordpiece_json()}
     return _bundle(files, Manifest.model_validate(fields | manifest))
 
 

@@ -1,5 +1,6 @@
 """What cannot be answered is refused with its code, a sentence that helps, and no harm to the worker."""
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import pytest_asyncio
 from grpc import StatusCode
 from harness import graphs
+from harness.small_tokenizers import wordpiece_json
 from harness.worker import Worker, refused, running_worker, still_embeds
 from modelfleet.api.inference.v1 import inference_pb2 as pb
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2
@@ -19,7 +21,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 INVALID = StatusCode.INVALID_ARGUMENT
 MAX_TEXTS = 100
+WITHOUT_SPECIAL_TOKENS = json.dumps({**json.loads(wordpiece_json()), "post_processor": None}).encode()
 MODELS = {
+    "bare@1": graphs.text_bundle(graphs.embedder(), Task.EMBED, tokenizer=WITHOUT_SPECIAL_TOKENS),
     "embedder@1": graphs.text_bundle(graphs.embedder(), Task.EMBED),
     "unchecked@1": graphs.text_bundle(graphs.embedder(), Task.EMBED, vocabulary_size=None),
     "classifier@1": graphs.text_bundle(graphs.classifier(), Task.CLASSIFY),
@@ -135,6 +139,13 @@ async def test_embed_refuses(worker: Worker, given: dict[str, Any], field: str, 
 async def test_other_calls_refuse(worker: Worker, rpc: str, request_: Any, field: str, message: str) -> None:
     await refused(worker, getattr(worker.inference, rpc)(request_), INVALID, message, field=field)
     await still_embeds(worker)
+
+
+async def test_a_text_of_which_the_tokenizer_leaves_nothing_is_refused(worker: Worker) -> None:
+    await worker.inference.Embed(pb.EmbedRequest(model="bare", texts=["the"]))
+    call = worker.inference.Embed(pb.EmbedRequest(model="bare", texts=["the", " \t", "cat"]))
+    await refused(worker, call, INVALID, r"texts\[1\] has no tokens: .*Leave it out", field="texts")
+    await worker.inference.Embed(pb.EmbedRequest(model="bare", texts=["the"]))
 
 
 async def test_a_model_that_nobody_knows_is_not_found(worker: Worker) -> None:

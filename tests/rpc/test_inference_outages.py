@@ -1,6 +1,7 @@
 """A worker while something it needs is away, while it is busy, and while it stops."""
 
 import asyncio
+import signal
 import socket
 import threading
 import time
@@ -24,6 +25,7 @@ from modelfleet.api.oip.v2.open_inference_pb2_grpc import GRPCInferenceServiceSt
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2_grpc
 from modelfleet.bundle.manifest import Task
 from modelfleet.inference.__main__ import Settings, working
+from modelfleet.inference.agent import Agent
 from modelfleet.runtime.errors import (
     ModelLoadingError,
     OverloadedError,
@@ -232,6 +234,19 @@ async def test_a_worker_that_cannot_listen_ends_with_the_reason(tmp_path: Path) 
         with pytest.raises(OSError, match=rf"Cannot listen on 127.0.0.1:{port}"):
             async with working(Settings(host="127.0.0.1", port=port, cache_dir=tmp_path)):
                 pass
+    assert engine_threads() == []
+
+
+async def test_a_worker_whose_agent_fails_stops_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_agent: Agent) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(Agent, "run", fail)
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        async with working(Settings(host="127.0.0.1", port=0, cache_dir=tmp_path, drain_delay_s=0)):
+            await asyncio.wait_for(stopping.wait(), 5)
     assert engine_threads() == []
 
 

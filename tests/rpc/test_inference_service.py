@@ -212,6 +212,13 @@ async def test_entities_over_windows_are_those_of_the_whole_text(worker: Worker,
     assert any(found_in(result) for result in answer.results)
 
 
+async def test_entities_of_many_texts_are_those_of_each(worker: Worker) -> None:
+    texts = TEXTS * 60  # enough to be read beside the event loop
+    request = pb.ExtractEntitiesRequest(model="labeller", texts=texts, windowing=tokenizer_pb2.Windowing(stride=2))
+    answer = await worker.inference.ExtractEntities(request)
+    assert [found_in(result) for result in answer.results] == [entities_in(text) for text in TEXTS] * 60
+
+
 async def test_entities_are_spans_of_characters_of_the_text_as_sent(worker: Worker) -> None:
     text = "😀👩‍👩‍👧 中文 Ünïcode the CAT"
     answer = await worker.inference.ExtractEntities(pb.ExtractEntitiesRequest(model="labeller", texts=[text]))

@@ -5,6 +5,8 @@ Every method holds its model version until it returns, so that no version is unl
 seconds on the monotonic clock, infinite where the caller set none.
 """
 
+import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +33,9 @@ from modelfleet.inference.tokens import Tokens
 from modelfleet.runtime.errors import InvalidInputError, NotServedHereError, WrongTaskError
 
 Floats = NDArray[np.float32]
+
+# Reading entities takes up to 4 us a token. More than this would hold up the event loop longer than a thread's hop.
+_INLINE_TOKENS = 500
 
 
 class Registry(Protocol):
@@ -121,16 +126,8 @@ class Pipeline:
         async with self._text_model(reference, Task.ENTITIES) as (version, model):
             tokens = await self._tokens(version, model, text, deadline, with_offsets=True)
             rows = await self._run(model, tokens, deadline)
-            assert tokens.offsets is not None
-            labelled = [
-                entities.LabelledWindow(row, tokens.offsets[start : start + len(row)])
-                for row, start in zip(rows, tokens.starts.tolist(), strict=False)
-            ]
-            firsts = windows.first_windows(tokens.window_counts).tolist()
-            found = [
-                entities.extract(one, labelled[first : first + count], model.manifest.labels, min_score)
-                for one, first, count in zip(text.texts, firsts, tokens.window_counts.tolist(), strict=True)
-            ]
+            extract = functools.partial(_entities, text.texts, tokens, rows, model.manifest.labels, min_score)
+            found = extract() if len(tokens.ids) <= _INLINE_TOKENS else await asyncio.to_thread(extract)
         return Extracted(version, found, tokens.usage())
 
     async def rerank(
@@ -252,6 +249,21 @@ class Pipeline:
                 f"{field} has {count} {of}; one request takes at most {self._limits.max_texts}. Send several.",
                 field=field,
             )
+
+
+def _entities(
+    texts: Sequence[str], tokens: Tokens, rows: Sequence[Floats], labels: Sequence[str], min_score: float
+) -> list[list[entities.Entity]]:
+    assert tokens.offsets is not None
+    labelled = [
+        entities.LabelledWindow(row, tokens.offsets[start : start + len(row)])
+        for row, start in zip(rows, tokens.starts.tolist(), strict=False)
+    ]
+    firsts = windows.first_windows(tokens.window_counts).tolist()
+    return [
+        entities.extract(text, labelled[first : first + count], labels, min_score)
+        for text, first, count in zip(texts, firsts, tokens.window_counts.tolist(), strict=True)
+    ]
 
 
 def _require_tokens(tokens: Tokens, field: str) -> None:

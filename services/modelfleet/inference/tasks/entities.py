@@ -39,26 +39,32 @@ class LabelledWindow:
 def extract(text: str, windows: Sequence[LabelledWindow], labels: Sequence[str], min_score: float) -> list[Entity]:
     """Return the entities of a text in order. Of overlapping windows, each token is read where it has more context."""
     tokens = _joined([_without_special_tokens(window) for window in windows])
+    kinds = [_parsed(label) for label in labels]
     best = tokens.probabilities.argmax(axis=1)
-    scores = tokens.probabilities.max(axis=1)
+    inside = np.flatnonzero(np.array([prefix != "O" for prefix, _ in kinds])[best])
+    scores = tokens.probabilities[inside, best[inside]].tolist()
     spans: list[_Span] = []
-    outside = True
-    for label_index, score, (start, end) in zip(best.tolist(), scores.tolist(), tokens.offsets.tolist(), strict=True):
-        prefix, _, kind = labels[label_index].partition("-")
-        if not kind:  # a label without a prefix is outside if it is O, and else a type of its own
-            prefix, kind = ("O", "") if prefix == "O" else ("I", prefix)
-        if prefix == "O":
-            outside = True
-            continue
-        last = spans[-1] if spans else None
-        continues = last and not outside and last.kind == kind and (prefix == "I" or start <= last.end)
-        if last and continues:
+    previous = -2
+    for position, label, score, (start, end) in zip(
+        inside.tolist(), best[inside].tolist(), scores, tokens.offsets[inside].tolist(), strict=True
+    ):
+        prefix, kind = kinds[label]
+        last = spans[-1] if position == previous + 1 else None
+        if last and last.kind == kind and (prefix == "I" or start <= last.end):
             last.extend(end, score)
         else:
             spans.append(_Span(kind, start, end, [score]))
-        outside = False
+        previous = position
     entities = [Entity(span.kind, text[span.start : span.end], span.start, span.end, span.score) for span in spans]
     return [entity for entity in entities if entity.score >= min_score]
+
+
+def _parsed(label: str) -> tuple[str, str]:
+    """Return prefix and type; a label without a prefix is outside if it is O, and else a type of its own."""
+    prefix, _, kind = label.partition("-")
+    if kind or prefix == "O":
+        return prefix, kind
+    return "I", prefix
 
 
 @dataclass(slots=True)
