@@ -18,6 +18,7 @@ from modelfleet_tools.check import check
 from modelfleet_tools.demo import demo
 from modelfleet_tools.evaluate.command import evaluate
 from modelfleet_tools.exit_codes import EPILOG, Commands
+from modelfleet_tools.export.commands import export, verify
 from modelfleet_tools.up import up
 
 app = typer.Typer(
@@ -45,6 +46,8 @@ app.command()(requests.entities)
 app.command()(requests.rerank)
 app.command()(generate.generate)
 app.command()(generate.chat)
+app.command()(export)
+app.command()(verify)
 app.command()(batch)
 app.command()(check)
 app.command()(evaluate)

@@ -1,0 +1,92 @@
+"""Where an export goes: a new folder that appears when it is whole."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from modelfleet.bundle.bundle import GOLDEN_FILE
+from modelfleet.bundle.directory import open_directory
+from modelfleet.bundle.golden import GoldenExample, write_golden
+from modelfleet.bundle.manifest import MANIFEST_FILE, Manifest
+from modelfleet.runtime.errors import InvalidBundleError, StateConflictError
+
+from modelfleet_tools.export.graph import Graph
+from modelfleet_tools.export.source import Inputs, Source
+
+GRAPH_FILE = "model.onnx"
+RECORD_FILE = "export.json"
+_GOLDEN = 4
+
+
+@contextmanager
+def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """
+    Give an empty folder that takes the name `out` at the end, and is gone when anything is raised.
+
+    Raises StateConflictError when there is something at `out`, unless it shall be overwritten.
+    """
+    if out.exists() and not overwrite:
+        raise StateConflictError(f"{out} exists. Give another --out, or --overwrite it.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+            fresh = Path(temporary) / "bundle"
+            fresh.mkdir()
+            yield fresh
+            if out.exists():
+                out.replace(Path(temporary) / "old")
+            fresh.replace(out)
+    except OSError as error:
+        raise StateConflictError(f"{out} cannot be written: {error.strerror}.") from error
+
+
+def write_files(source: Source, folder: Path) -> None:
+    """Put everything but the graph into the folder: the manifest and the files beside it."""
+    for name, content in source.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            shutil.copyfile(content, path)
+    write_manifest(source.checked_manifest(), folder)
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write `modelfleet.yaml`, without what is a default."""
+    (folder / MANIFEST_FILE).write_text(
+        yaml.safe_dump(json.loads(manifest.to_json()), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+
+
+def write_record(folder: Path, record: Mapping[str, object]) -> None:
+    """Write how the bundle was made."""
+    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_record(folder: Path) -> Mapping[str, object]:
+    """Return what `write_record` wrote. Raises InvalidBundleError when the folder was not made by an export."""
+    try:
+        record = json.loads((folder / RECORD_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidBundleError(
+            f"{folder} has no readable {RECORD_FILE}: it was not made by `modelfleet export`. Name its source: "
+            "--source DIR, or --module.",
+            field="path",
+        ) from error
+    if not isinstance(record, dict):
+        raise InvalidBundleError(f"{folder / RECORD_FILE} is no JSON object. Export the model again.", field="path")
+    return record
+
+
+def write_examples(graph: Graph, rows: Sequence[tuple[str, Inputs]], folder: Path) -> None:
+    """Record the graph's outputs for the first rows as golden examples, and check the bundle as a whole."""
+    write_golden(
+        folder / GOLDEN_FILE,
+        [GoldenExample(name, inputs, graph.run(inputs)) for name, inputs in rows[:_GOLDEN]],
+    )
+    open_directory(folder)

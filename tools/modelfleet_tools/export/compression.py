@@ -1,0 +1,129 @@
+"""Smaller graphs: narrower numbers by ONNX Runtime's quantizers, fused operators by its optimizer, weights left out."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from modelfleet.runtime.errors import InvalidBundleError
+
+from modelfleet_tools.export.graph import Graph
+from modelfleet_tools.export.quiet import quiet
+from modelfleet_tools.export.source import Source
+from modelfleet_tools.export.widths import Width
+
+if TYPE_CHECKING:
+    import torch
+
+_INT4_BLOCK = 32
+
+
+def narrow(graph: Path, width: Width) -> None:
+    """Rewrite a graph of fp32 with narrower numbers."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415  takes a second to import
+
+    if width is Width.FP32:
+        return
+    with quiet():
+        if width is Width.INT8:
+            # Per channel: one scale for a whole matrix would lose its small rows.
+            quantize_dynamic(graph, graph, per_channel=True, weight_type=QuantType.QInt8)
+        elif width is Width.INT4:
+            from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # noqa: PLC0415
+
+            quantizer = MatMulNBitsQuantizer(
+                onnx.load(graph), block_size=_INT4_BLOCK, is_symmetric=True, accuracy_level=4
+            )
+            quantizer.process()
+            quantizer.model.save_model_to_file(str(graph), False)
+        else:
+            from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415
+
+            onnx.save(convert_float_to_float16(onnx.load(graph), keep_io_types=True), graph)
+
+
+def optimize(graph: Path) -> None:
+    """
+    Fuse operators of transformers by ONNX Runtime's offline optimizer.
+
+    On a CPU a session does nearly all of that itself when it loads a graph. Raises InvalidBundleError when the
+    optimizer loses an input.
+    """
+    from onnxruntime.transformers import optimizer  # noqa: PLC0415  takes a second to import
+    from onnxruntime.transformers.fusion_options import FusionOptions  # noqa: PLC0415
+
+    wanted = Graph(graph).inputs
+    options = FusionOptions("bert")
+    options.enable_embed_layer_norm = False  # its operator takes int32 ids and masks only
+    with quiet():
+        optimized = optimizer.optimize_model(str(graph), model_type="bert", opt_level=0, optimization_options=options)
+        optimized.save_model_to_file(str(graph))
+    if Graph(graph).inputs != wanted:
+        raise InvalidBundleError(
+            f"ONNX Runtime's optimizer lost inputs of the graph: {', '.join(wanted)} became "
+            f"{', '.join(Graph(graph).inputs)}. Export without --optimize.",
+            field="model",
+        )
+
+
+def prune(source: Source, fraction: float) -> str:
+    """
+    Leave a fraction of the weights out, those of the smallest magnitude, and return what was done.
+
+    Feed-forward layers of encoders lose whole neurons, which makes them smaller and faster. Of other modules, single
+    weights of linear, convolutional and recurrent layers become 0, which a compressed file shows and speed does not.
+    """
+    import torch  # noqa: PLC0415  torch is needed by exports alone
+
+    pairs = [pair for module in source.module.modules() if (pair := _feed_forward(module))]
+    with torch.no_grad():
+        for first, second in pairs:
+            _drop_neurons(first, second, fraction)
+        if pairs:
+            left = {first.out_features for first, _ in pairs}
+            return f"{fraction:.0%} of the neurons of {len(pairs)} feed-forward layers, {min(left)} are left in each"
+        layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.LSTM, torch.nn.GRU)
+        weights = [
+            parameter
+            for module in source.module.modules()
+            if isinstance(module, layers)
+            for name, parameter in module.named_parameters(recurse=False)
+            if name.startswith("weight")
+        ]
+        for weight in weights:
+            count = int(weight.numel() * fraction)
+            if count:
+                weight[weight.abs() <= weight.abs().flatten().kthvalue(count).values] = 0
+    return f"{fraction:.0%} of the single weights of {len(weights)} matrices"
+
+
+def _feed_forward(module: Any) -> tuple[torch.nn.Linear, torch.nn.Linear] | None:
+    """Return the layers to and from the hidden neurons: as BERT's relatives name them, or DistilBERT, or ALBERT."""
+    if hasattr(module, "intermediate") and hasattr(module, "output") and hasattr(module.output, "dense"):
+        inner = getattr(module.intermediate, "dense", None)
+        return (inner, module.output.dense) if inner is not None else None
+    for first, second in (("lin1", "lin2"), ("ffn", "ffn_output")):
+        if hasattr(module, first) and hasattr(module, second) and hasattr(getattr(module, first), "out_features"):
+            return getattr(module, first), getattr(module, second)
+    return None
+
+
+def _drop_neurons(first: torch.nn.Linear, second: torch.nn.Linear, fraction: float) -> None:
+    import torch  # noqa: PLC0415  torch is needed by exports alone
+
+    keep = max(1, round(first.out_features * (1 - fraction)))
+    importance = first.weight.norm(dim=1) * second.weight.norm(dim=0)
+    kept = importance.topk(keep).indices.sort().values
+    first.weight = torch.nn.Parameter(first.weight[kept].clone())
+    second.weight = torch.nn.Parameter(second.weight[:, kept].clone())
+    if first.bias is not None:
+        first.bias = torch.nn.Parameter(first.bias[kept].clone())
+    first.out_features = second.in_features = keep
+
+
+def copied(source: Source) -> Source:
+    """Return the source with a module of its own, to be changed."""
+    return replace(source, module=copy.deepcopy(source.module))
