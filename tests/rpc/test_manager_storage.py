@@ -81,6 +81,23 @@ async def test_garbage_is_told_and_collected_from_the_command_line(manager: Mana
     assert await missing(manager, OLD, NEW) == [sha256(OLD)]
 
 
+async def test_manager_collects_by_itself_when_it_starts_and_at_intervals(tmp_path: Path) -> None:
+    async def gone(manager: Manager, content: bytes) -> None:
+        async with asyncio.timeout(10):
+            while await asyncio.to_thread(blob_path(manager, content).exists):
+                pass
+
+    async with running_manager(tmp_path) as manager:
+        for content in (OLD, NEW, b"newest"):
+            await push(manager, "pii", {"model.onnx": content})
+        await delete(manager, "pii", 1)
+    async with running_manager(tmp_path, blob_grace_s=0, gc_interval_s=0.05) as manager:
+        await gone(manager, OLD)
+        await delete(manager, "pii", 2)
+        await gone(manager, NEW)
+        assert await download(manager, b"newest") == b"newest"
+
+
 async def test_check_names_what_is_wrong_and_ends_with_exit_code_1_until_the_bundle_is_pushed_again(
     manager: Manager,
 ) -> None:
