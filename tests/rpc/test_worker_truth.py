@@ -131,6 +131,21 @@ async def test_a_version_that_does_not_fit_is_refused_with_the_figures_and_other
         assert await worker.answers()
 
 
+async def test_a_corrupt_download_fails_the_version_by_its_hashes_and_heals(tmp_path: Path) -> None:
+    sample = graphs.tensor_bundle(graphs.affine())
+    (digest,) = sample.contents
+    async with running(tmp_path) as worker:
+        rotten = graphs.SampleBundle(sample.bundle, {digest: bytes(len(sample.contents[digest]))})
+        await worker.manager.assign({"m@1": rotten}, {"m": 1})
+
+        reason = (await worker.manager.reported("m@1", "FAILED")).reason
+
+        assert f"should have {digest}" in reason
+        worker.manager.contents |= sample.contents
+        await worker.manager.reported("m@1", "READY")
+        assert await worker.answers()
+
+
 async def test_a_full_disk_fails_the_version_alone_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch = Cache.fetch
 
