@@ -26,6 +26,7 @@ _log = structlog.get_logger()
 _FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 60.0
 _REPORT_INTERVAL_S = 10.0
+_CANARY_REPORT_INTERVAL_S = 1.0  # the manager judges canaries by these
 
 # No fault of the version that is downloaded: it stays on its way.
 _MANAGER_AWAY = (ManagerUnreachableError, OverloadedError)
@@ -70,8 +71,10 @@ class Agent:
                     # The kept one does not count: a manager restored from a backup has gone back in its revisions.
                     if assignment.revision >= self._revision:
                         self._revision = assignment.revision
-                        await self._keep(assignment)
-                        self._take(assignment)
+                        is_news = assignment != self._assignment
+                        self._take(assignment)  # before the disk: all workers are to follow at the same time
+                        if is_news:
+                            await self._keep(assignment)
         finally:
             self._stopping = True
             for life in self._lives.values():
@@ -79,11 +82,10 @@ class Agent:
             await asyncio.gather(*self._lives.values(), return_exceptions=True)
 
     async def _keep(self, assignment: Assignment) -> None:
-        if assignment != self._assignment:
-            try:
-                await asyncio.to_thread(self._cache.save_assignment, assignment)
-            except OSError as error:  # such as a full disk: serving it matters more
-                _log.warning("assignment not kept for the next start", error=str(error))
+        try:
+            await asyncio.to_thread(self._cache.save_assignment, assignment)
+        except OSError as error:  # such as a full disk: serving it matters more
+            _log.warning("assignment not kept for the next start", error=str(error))
 
     def _take(self, assignment: Assignment) -> None:
         _log.info("assignment", revision=assignment.revision, versions=[str(v.key) for v in assignment.versions])
@@ -172,11 +174,14 @@ class Agent:
         version.model = None
         await asyncio.to_thread(return_free_memory)
 
+    def _has_canary(self) -> bool:
+        return self._assignment is not None and any(len(route.targets) > 1 for route in self._assignment.routes)
+
     async def _report_changes(self) -> None:
         while True:
             # Not wait_for, which before Python 3.12 may lose a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_REPORT_INTERVAL_S):
+                async with asyncio.timeout(_CANARY_REPORT_INTERVAL_S if self._has_canary() else _REPORT_INTERVAL_S):
                     await self._report_due.wait()
             self._report_due.clear()
             if self._assignment:
