@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from modelfleet.runtime.errors import StateConflictError, UnavailableError
 
 _POLL_S = 0.05
+_POOL = "local"
 # For clients that balance over replicas to hear that one leaves.
 _DRAIN_DELAY_S = "1"
 _LAST_LINES = 8
@@ -68,6 +69,7 @@ class LocalCluster:
         stop_timeout_s: float = 40,
     ) -> None:
         self.data_dir = data_dir
+        self._pool_dir = data_dir / "pool"
         self._device = device
         self._host = host
         self._flags = flags
@@ -125,6 +127,9 @@ class LocalCluster:
         StateConflictError when another cluster uses the data directory. Whatever was started is stopped then.
         """
         self._lock_data_dir()
+        self._pool_dir.mkdir(exist_ok=True)
+        (self._pool_dir / "wanted.json").write_text(json.dumps({"pool": _POOL, "replicas": len(self._workers())}))
+        self._tell_running()
         try:
             deadline = time.monotonic() + self._start_timeout_s
             for name in self._names:
@@ -170,12 +175,45 @@ class LocalCluster:
         self._spawn(service, deadline)
         self._wait_until_serving(service, deadline)
 
-    def watch(self) -> None:
-        """Block while all services run. Raises UnavailableError, with the last lines of its log, when one exits."""
+    def watch(self, scaled: Callable[[], None] = lambda: None) -> None:
+        """
+        Block while all services run, start and stop workers as ScalePool asks for, and call `scaled` after each time.
+
+        Raises UnavailableError, with the last lines of its log, when a service exits by itself.
+        """
         while True:
             for name in self._names:
                 self._check_alive(name)
+            if self._scale():
+                scaled()
             time.sleep(4 * _POLL_S)
+
+    def _scale(self) -> bool:
+        """Have as many workers as the manager has written down; return whether that changed anything."""
+        wanted = json.loads((self._pool_dir / "wanted.json").read_text())["replicas"]
+        workers = self._workers()
+        for number in range(len(workers) + 1, wanted + 1):
+            name = f"{Service.INFERENCE}-{number}"
+            self._ports[name] = self._metrics_ports[name] = 0
+            deadline = time.monotonic() + self._start_timeout_s
+            self._spawn(name, deadline)
+            self._names += (name,)
+            self._tell_running()
+            self._wait_until_serving(name, deadline)
+        for name in reversed(workers[wanted:]):
+            self._names = tuple(other for other in self._names if other != name)
+            self._children.pop(name).terminate(self._stop_timeout_s)
+            self._tell_running()
+        return bool(wanted != len(workers))
+
+    def _workers(self) -> list[str]:
+        return [name for name in self._names if _service(name) is Service.INFERENCE]
+
+    def _tell_running(self) -> None:
+        """Write the workers' names down for the manager, which sees the old file or the new."""
+        written = self._pool_dir / "running.new"
+        written.write_text(json.dumps([_worker(name) for name in self._workers()]))
+        written.replace(self._pool_dir / "running.json")
 
     @property
     def _reachable_host(self) -> str:
@@ -192,7 +230,7 @@ class LocalCluster:
     def _command(self, name: str) -> list[str]:
         service = _service(name)
         own = {
-            Service.MANAGER: ["--data-dir", str(self.data_dir / "manager")],
+            Service.MANAGER: ["--data-dir", str(self.data_dir / "manager"), "--local-pool", str(self._pool_dir)],
             Service.TOKENIZER: [
                 *("--manager", self._address(Service.MANAGER)),
                 *("--cache-dir", str(self.data_dir / name)),
@@ -201,8 +239,8 @@ class LocalCluster:
                 *("--manager", self._address(Service.MANAGER)),
                 *("--tokenizer", self._target(Service.TOKENIZER)),
                 *("--cache-dir", str(self.data_dir / name)),
-                *("--device", self._device, "--pool", "local"),
-                *("--worker", f"local-{name.partition('-')[2] or 1}"),
+                *("--device", self._device, "--pool", _POOL),
+                *("--worker", _worker(name)),
             ],
         }
         return [
@@ -297,6 +335,10 @@ class _Child:
             log.seek(self._log_start)
             whole, _, _ = log.read().rpartition(b"\n")
         return whole.decode(errors="replace").splitlines()
+
+
+def _worker(name: str) -> str:
+    return f"local-{name.partition('-')[2] or 1}"
 
 
 def _service(name: str) -> Service:

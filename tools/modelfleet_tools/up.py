@@ -70,7 +70,7 @@ def up(
     with cluster:
         try:
             _print_addresses(cluster, as_json=as_json)
-            cluster.watch()
+            cluster.watch(lambda: tell(f"Workers are at {cluster.addresses.inference}"))
         except KeyboardInterrupt:
             tell("Stopping …")
     failed = [f"the {service} with {code}" for service, code in cluster.exit_codes.items() if code]

@@ -73,6 +73,8 @@ class Settings(ServerSettings):
     """Of several managers on one database one leads rollouts; another takes over when it is silent for this long."""
     pools: Literal["local", "kubernetes"] = "local"
     """Where workers run: `local` knows those that report, `kubernetes` also watches and scales Deployments."""
+    local_pool: Path | None = None
+    """Directory in which `modelfleet up` and the manager agree on workers; without it, nothing local is scaled."""
     namespace: str = "default"
     """Namespace of the pools' Deployments."""
     pool_selector: str = "app.kubernetes.io/component=inference"
@@ -137,7 +139,7 @@ async def managing(settings: Settings) -> AsyncIterator[Server]:
 async def _watched_pools(settings: Settings, workers: Workers) -> AsyncIterator[Pools]:
     """Give the pools, kept up to date until the block ends."""
     async with AsyncExitStack() as stack:
-        pools: Pools = LocalPools(workers)
+        pools: Pools = LocalPools(workers, settings.local_pool)
         if settings.pools == "kubernetes":
             # The client takes half a second to import, and only managers in a cluster need it.
             from modelfleet.manager.pools.kubernetes import KubernetesPools, kubernetes_client  # noqa: PLC0415
