@@ -19,6 +19,7 @@ from modelfleet_tools.demo import demo
 from modelfleet_tools.evaluate.command import evaluate
 from modelfleet_tools.exit_codes import EPILOG, Commands
 from modelfleet_tools.export.commands import export, verify
+from modelfleet_tools.train.command import train
 from modelfleet_tools.up import up
 
 app = typer.Typer(
@@ -48,6 +49,7 @@ app.command()(generate.generate)
 app.command()(generate.chat)
 app.command()(export)
 app.command()(verify)
+app.command()(train)
 app.command()(batch)
 app.command()(check)
 app.command()(evaluate)

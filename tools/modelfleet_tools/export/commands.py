@@ -1,7 +1,5 @@
 """`modelfleet export | verify`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -12,13 +10,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from modelfleet_tools.export.widths import Width
+from modelfleet_tools.extras import needs_extra
 from modelfleet_tools.options import JsonOption
 from modelfleet_tools.output import print_json, tell
 
 if TYPE_CHECKING:
     from modelfleet_tools.export.exporting import Origin
 
-_EXPORT_PACKAGES = frozenset({"torch", "transformers", "onnxscript", "onnxruntime", "tokenizers", "sklearn"})
 _SourceArgument: TypeAlias = Annotated[
     Path | None, typer.Argument(metavar="[SOURCE]", help="A folder of Hugging Face with a config.json and weights.")
 ]
@@ -69,7 +67,7 @@ def export(
     Examples: modelfleet export ./my-bert --task classify --precision int8 --out bundle;
     modelfleet export --module tools.examples.cnn_image_classifier:digits --out digits
     """
-    with _needing_torch():
+    with needs_extra("export"):
         from modelfleet_tools.export.exporting import Compression  # noqa: PLC0415  imports torch
         from modelfleet_tools.export.exporting import export as run  # noqa: PLC0415
         from modelfleet_tools.export.report import print_steps  # noqa: PLC0415
@@ -113,7 +111,7 @@ def verify(
 
     Example: modelfleet verify bundle
     """
-    with _needing_torch():
+    with needs_extra("export"):
         from modelfleet_tools.export.exporting import verify as run  # noqa: PLC0415  imports torch
 
         origin = _origin(source, module, task, labels, None) if source or module else None
@@ -139,13 +137,3 @@ def _origin(
     named = tuple(label.strip() for label in labels.split(",")) if labels else ()
     folder = str(source) if source else None
     return Origin(folder, module, task.value if task else None, named, license_name)
-
-
-@contextmanager
-def _needing_torch() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXPORT_PACKAGES:
-            raise
-        raise typer.BadParameter(f"{error.name} is missing. Install it: pip install 'modelfleet[export]'.") from error

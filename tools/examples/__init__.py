@@ -1,0 +1,1 @@
+"""Worked examples: torch modules of their own, exported by `modelfleet export --module`."""
