@@ -85,7 +85,8 @@ class Conservation(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def discard(self, data: st.DataObject) -> None:
-        gone = data.draw(st.sampled_from(sorted({waiting for waiting, _ in self.waiting}, key=id)))
+        waiting = {waiting for waiting, _ in self.waiting}
+        gone = data.draw(st.sampled_from([one for one in self.since if one in waiting]))
         self.queue.discard(gone)
         self.forget(gone)
 
