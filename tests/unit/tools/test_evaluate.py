@@ -16,6 +16,8 @@ from modelfleet_tools.evaluate.comparison import compare
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score
 from typer.testing import CliRunner, Result
 
+pytestmark = pytest.mark.slow  # draws plots
+
 LABELS = ["a", "b", "c"]
 
 

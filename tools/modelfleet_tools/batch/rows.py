@@ -17,7 +17,7 @@ Values: TypeAlias = Mapping[str, object]
 
 # A longer row is no row of text; it fails without being held in memory.
 MAX_ROW_BYTES = 32 << 20
-_PARQUET_ROWS = 256
+_ROWS_AT_ONCE = 256
 _PARQUET_BUFFER_BYTES = 1 << 20
 
 
@@ -52,15 +52,14 @@ class RowReader:
         self._columns = tuple(dict.fromkeys(columns))
         self._size = sum(source.size for source in sources)
         self._behind = 0
-        self._raw: IO[bytes] | None = None
+        self._within = 0.0  # bytes read of the file under way
         self.found = 0
         """Rows met so far, of all shards."""
 
     @property
     def fraction(self) -> float:
         """How much of the input's bytes has been read, 0 to 1."""
-        within = self._raw.tell() if self._raw and not self._raw.closed else 0
-        return (self._behind + within) / self._size if self._size else 1.0
+        return (self._behind + self._within) / self._size if self._size else 1.0
 
     def kept_types(self, columns: Sequence[str]) -> dict[str, pa.DataType]:
         """Return the Arrow types that columns have in the first file; where it has none, they are texts."""
@@ -100,15 +99,19 @@ class RowReader:
             except OSError as error:
                 raise UnavailableError(f"{source.name} cannot be read: {error}. Go on with --resume.") from error
             self._behind += source.size
-            self._raw = None
+            self._within = 0.0
 
     def _rows(self, source: Source) -> Iterator[tuple[str, Callable[[], Values]]]:
         if source.format is Format.PARQUET:
             yield from self._parquet_rows(source)
             return
-        stream, self._raw = source.open()
-        with self._raw, stream:
-            yield from _json_rows(stream) if source.format is Format.JSONL else self._csv_rows(source, stream)
+        stream, raw = source.open()
+        with raw, stream:
+            rows = _json_rows(stream) if source.format is Format.JSONL else self._csv_rows(source, stream)
+            for number, row in enumerate(rows):
+                if number % _ROWS_AT_ONCE == 0:
+                    self._within = raw.tell()
+                yield row
 
     def _csv_rows(self, source: Source, stream: IO[bytes]) -> Iterator[tuple[str, Callable[[], Values]]]:
         csv.field_size_limit(MAX_ROW_BYTES)
@@ -132,15 +135,15 @@ class RowReader:
 
     def _parquet_rows(self, source: Source) -> Iterator[tuple[str, Callable[[], Values]]]:
         with source.location.system.open_input_file(source.location.path) as file:
-            self._raw = file
             try:
                 table = pq.ParquetFile(file, buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False)
                 self._check_columns(source, table.schema_arrow.names)
                 row = 0
-                for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=list(self._columns)):
+                for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(self._columns)):
                     for index in range(batch.num_rows):
                         yield f"row {row}", _parse_batch(batch, index)
                         row += 1
+                    self._within = source.size * row / table.metadata.num_rows
             except pa.ArrowInvalid as error:
                 raise EOFError(str(error)) from error
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
 from modelfleet.bundle.reference import ModelReference
@@ -26,7 +25,9 @@ from modelfleet_tools.batch.tasks import TEXT_TASKS, Columns, Options, asker, ou
 # A chunk ends after so many rows of the input whatever comes of them, so that a run that was killed cuts its output as
 # an unbroken one does.
 CHUNK_ROWS = 1000
+# What is read at once.
 _BLOCK_ROWS = 256
+_BLOCK_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ async def run(client: AsyncClient, settings: Settings) -> Summary:
         {**asdict(columns), "kept": list(columns.kept)},
         asdict(settings.options),
         str(settings.shard),
-        output,
+        places.output.path if places.output.is_local else output,
     )
     encode = encoder(*kind_of(places.output.name), schema)
     with locked(places), disk_errors():
@@ -142,9 +143,18 @@ async def _blocks(reader: RowReader, settings: Settings, start: int, meter: Mete
     """Yield the rows of this shard from `start` on; files are read in a thread."""
     own = (found for found in reader if found.number >= start and settings.shard.has(found.number))
     parsed: Iterator[Row | Failed] = (_parse(found, settings.task, settings.columns) for found in own)
-    while block := await asyncio.to_thread(lambda: list(islice(parsed, _BLOCK_ROWS))):
+    while block := await asyncio.to_thread(_take, parsed):
         meter.taken += len(block)
         yield block
+
+
+def _take(rows: Iterator[Row | Failed]) -> list[Row | Failed]:
+    block: list[Row | Failed] = []
+    characters = 0
+    while characters < _BLOCK_CHARACTERS and len(block) < _BLOCK_ROWS and (row := next(rows, None)):
+        block.append(row)
+        characters += row.inputs.characters if isinstance(row, Row) else 0
+    return block
 
 
 def _parse(found: Found, task: str, columns: Columns) -> Row | Failed:
@@ -164,12 +174,11 @@ def _append(staging: Staging, chunk: list[Outcome], begun: Checkpoint, meter: Me
     last = -1
     for outcome in chunk:
         if isinstance(outcome, Answered):
-            row, result = outcome.row, outcome.result
+            result = outcome.result
             usage = {"tokens": result.tokens, "truncated": result.truncated}
-            records.append({"row": row.number, **row.kept, **result.values, **usage})
+            records.append({"row": outcome.number, **outcome.kept, **result.values, **usage})
             tokens += result.tokens
             truncated += result.truncated
-            last = row.number
         else:
             failures.append(
                 {
@@ -179,7 +188,7 @@ def _append(staging: Staging, chunk: list[Outcome], begun: Checkpoint, meter: Me
                     "message": outcome.message,
                 }
             )
-            last = outcome.number
+        last = outcome.number
     before = staging.checkpoint
     after = replace(
         before,

@@ -5,7 +5,7 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -35,9 +35,10 @@ _SERVICES_FAULT = (errors.OverloadedError, errors.NotFoundError, errors.NotServe
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A row and its result."""
+    """A row's result. The text, which may be long, is let go of."""
 
-    row: Row
+    number: int
+    kept: Mapping[str, object]
     result: Result
 
 
@@ -112,7 +113,7 @@ class Sender:
         self._concurrency.succeeded()
         self._last_answer = self._clock()
         self._estimate.learn(sum(row.inputs.characters for row in rows), sum(result.tokens for result in results))
-        return [Answered(row, result) for row, result in zip(rows, results, strict=True)]
+        return [Answered(row.number, row.kept, result) for row, result in zip(rows, results, strict=True)]
 
     async def _narrow(self, rows: Sequence[Row], error: ModelfleetError) -> list[Outcome]:
         if len(rows) == 1:
