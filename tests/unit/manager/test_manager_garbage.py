@@ -1,5 +1,6 @@
 import asyncio
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -130,6 +131,30 @@ async def test_more_than_one_transaction_takes_is_deleted_all_the_same(
 def test_negative_grace_period_is_refused(collector: GarbageCollector) -> None:
     with pytest.raises(InvalidInputError, match=r"-1 s\. Give 0 or more"):
         collector.collect(grace_s=-1)
+
+
+async def test_blob_that_comes_again_while_its_old_bytes_are_deleted_is_whole_or_told_to_be_lost(
+    bucket: Bucket, database: Database, blobs: Blobs
+) -> None:
+    deleting, written = threading.Event(), threading.Event()
+
+    class Slow(BlobStore):
+        def delete(self, digests: Iterable[str]) -> None:
+            deleting.set()
+            written.wait(0.5)  # no writer comes to its end meanwhile
+            super().delete(digests)
+
+    await write(blobs, b"x")
+    collector = GarbageCollector(database, Slow(bucket.url), grace_s=0)
+    collecting = asyncio.create_task(asyncio.to_thread(collector.collect))
+    await asyncio.to_thread(deleting.wait)
+
+    with pytest.raises(StorageUnreachableError, match="Push again"):
+        await write(blobs, b"x")
+    written.set()
+    await collecting
+
+    assert await blobs.find_missing([digest(b"x")]) == [digest(b"x")]
 
 
 async def test_pushes_beside_collections_without_any_grace_end_whole_or_are_told_to_push_again(
