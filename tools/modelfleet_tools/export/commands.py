@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+from modelfleet.bundle.infer import infer_manifest
 from modelfleet.bundle.manifest import Task
 from rich.console import Console
 from rich.progress import Progress
 
+from modelfleet_tools.export.bundle_folder import new_folder, write_manifest
+from modelfleet_tools.export.decoders import build_decoder
 from modelfleet_tools.export.widths import Width
 from modelfleet_tools.extras import needs_extra
 from modelfleet_tools.options import JsonOption
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from modelfleet_tools.export.exporting import Origin
 
 _SourceArgument: TypeAlias = Annotated[
-    Path | None, typer.Argument(metavar="[SOURCE]", help="A folder of Hugging Face with a config.json and weights.")
+    Path | None, typer.Argument(metavar="[SOURCE]", help="A Hugging Face folder with weights, or a .gguf file.")
 ]
 _ModuleOption: TypeAlias = Annotated[
     str | None,
@@ -68,6 +71,10 @@ def export(
     modelfleet export --module tools.examples.cnn_image_classifier:digits --out digits
     """
     with needs_extra("export"):
+        if source and source.suffix == ".gguf":
+            _export_gguf(source, out, precision, license_name, overwrite=overwrite)
+            print(out)
+            return
         from modelfleet_tools.export.exporting import Compression  # noqa: PLC0415  imports torch
         from modelfleet_tools.export.exporting import export as run  # noqa: PLC0415
         from modelfleet_tools.export.report import print_steps  # noqa: PLC0415
@@ -125,6 +132,15 @@ def verify(
         return
     shape = ", ".join(f"{name} {size}" for name, size in found.worst_shape.items())
     print(f"{folder}: {found.shapes} shapes, largest difference {found.worst:.2g} at {shape}; answers drift {far:.2g}")
+
+
+def _export_gguf(source: Path, out: Path, precision: Width, license_name: str | None, *, overwrite: bool) -> None:
+    if precision not in (Width.FP32, Width.INT4):
+        raise typer.BadParameter("A model that writes text has the --precision fp32 or int4.")
+    with new_folder(out, overwrite=overwrite) as folder:
+        build_decoder(source, folder, precision.value)
+        license_line = {"license": license_name} if license_name else {}
+        write_manifest(infer_manifest(folder, license_line), folder)
 
 
 def _origin(

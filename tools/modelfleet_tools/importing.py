@@ -1,0 +1,130 @@
+"""`modelfleet import`: a model of the Hugging Face hub, or of a folder in its layout, as a bundle."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+from modelfleet.bundle.directory import open_directory
+from modelfleet.bundle.graph import check_graph
+from modelfleet.bundle.infer import infer_manifest
+from modelfleet.bundle.manifest import MANIFEST_FILE
+from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, NotFoundError, UnavailableError
+
+from modelfleet_tools.export.bundle_folder import new_folder, write_manifest
+from modelfleet_tools.extras import needs_extra
+
+SCHEME = "hf://"
+_GRAPHS = ("model.onnx", "onnx/model.onnx")
+_BESIDE = ("*.json", "*.txt", "*.yaml", "*.jinja", "README.md", "LICENSE*", "NOTICE*", "1_Pooling/*")
+_NAMED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """Where the files came from, and the graph that was taken; None when the weights are to be exported."""
+
+    source: str
+    revision: str | None
+    graph: str | None
+    folder: Path
+
+
+def fetch(source: str, graph: str | None, tell: Callable[[str], None]) -> Imported:
+    """
+    Return a folder with the files of a model: the given one, or the hub's cache after a download.
+
+    Of a repository with ONNX graphs, one of them is fetched (`graph`, else model.onnx), and of others the weights.
+    Raises NotFoundError, UnavailableError, and InvalidInputError for a graph that is not there.
+    """
+    if not source.startswith(SCHEME):
+        folder = Path(source)
+        if not folder.is_dir():
+            raise NotFoundError(f"{source} is no folder. Give a folder, or {SCHEME}ORGANISATION/NAME[@REVISION].")
+        files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        return Imported(source, None, chosen_graph(files, graph, source), folder)
+    repository, _, revision = source.removeprefix(SCHEME).partition("@")
+    if len(repository.split("/")) > 2 or not repository:  # noqa: PLR2004  an organisation and a name
+        raise InvalidInputError(f"{source!r} names no repository. Write {SCHEME}ORGANISATION/NAME[@REVISION].")
+    return _from_hub(source, repository, revision or None, graph, tell)
+
+
+def chosen_graph(files: Sequence[str], wanted: str | None, source: str) -> str | None:
+    """Return the graph among the files, None where there is none. Raises InvalidInputError when that is undecided."""
+    graphs = sorted(path for path in files if path.endswith(".onnx"))
+    if wanted:
+        if wanted not in graphs:
+            raise InvalidInputError(
+                f"{source} has no graph {wanted!r}. It has {', '.join(graphs[:_NAMED]) or 'none'}.", field="graph"
+            )
+        return wanted
+    preferred = next((path for path in _GRAPHS if path in graphs), None)
+    if preferred or not graphs:
+        return preferred
+    if len(graphs) == 1:
+        return graphs[0]
+    raise InvalidInputError(
+        f"{source} has several graphs: {', '.join(graphs[:_NAMED])}. Choose one with --graph.", field="graph"
+    )
+
+
+def keep_graph(imported: Imported, out: Path, *, overwrite: bool) -> None:
+    """Write the bundle of a folder that has its graph. Raises InvalidBundleError, StateConflictError."""
+    assert imported.graph
+    with new_folder(out, overwrite=overwrite) as fresh:
+        data = check_graph(imported.folder / imported.graph, imported.folder)
+        for path in sorted(imported.folder.rglob("*")):
+            name = path.relative_to(imported.folder).as_posix()
+            wanted = any(fnmatch(name, pattern) for pattern in _BESIDE) or name in {imported.graph, *data}
+            if path.is_file() and wanted and not name.startswith("."):
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, fresh / name)
+        write_manifest(infer_manifest(fresh, {**_given(fresh), "model": imported.graph}), fresh)
+        open_directory(fresh)
+
+
+def _given(folder: Path) -> dict[str, object]:
+    """Return the fields of a manifest that came with the files."""
+    path = folder / MANIFEST_FILE
+    try:
+        given = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
+    except yaml.YAMLError as error:
+        raise InvalidBundleError(f"{path} cannot be read: {error}. Correct it.", field=MANIFEST_FILE) from error
+    return given if isinstance(given, dict) else {}
+
+
+def _from_hub(
+    source: str, repository: str, revision: str | None, graph: str | None, tell: Callable[[str], None]
+) -> Imported:
+    with needs_extra("jobs"):
+        from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415  takes a while to import
+        from huggingface_hub.errors import (  # noqa: PLC0415
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+    tell(f"Asking the hub for {repository} …")
+    try:
+        found = HfApi().model_info(repository, revision=revision)
+        files = [sibling.rfilename for sibling in found.siblings or ()]
+        chosen = chosen_graph(files, graph, source)
+        weights = [f"{chosen}*"] if chosen else ["*.safetensors"]
+        if not chosen and not any(path.endswith(".safetensors") for path in files):
+            raise InvalidBundleError(f"{source} has neither ONNX graphs nor safetensors. Convert it.", field="path")
+        tell(f"Fetching {chosen or 'weights'} of revision {found.sha} …")
+        folder = snapshot_download(repository, revision=found.sha, allow_patterns=[*_BESIDE, *weights])
+    except RepositoryNotFoundError as error:
+        raise NotFoundError(
+            f"The hub has no model {repository}, or it is private: set HF_TOKEN to a token that may read it."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise NotFoundError(f"{repository} has no revision {revision!r}.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UnavailableError(
+            f"The hub cannot be reached or failed: {str(error).partition(chr(10))[0]} Retry, or import a local folder."
+        ) from error
+    return Imported(source, found.sha, chosen, Path(folder))
