@@ -271,6 +271,21 @@ async def test_the_old_version_stays_loaded_until_the_rollback_window_ends(
     assert drained - flipped >= 10**9
 
 
+async def test_a_worker_that_fails_after_the_flip_moves_the_alias_back(
+    manager: Manager, workers: list[ObedientWorker]
+) -> None:
+    rollout = await start(manager, rollback_window=Duration(seconds=100))
+    await until(manager, rollout, "FLIPPING")
+    workers[1].failing = {2}
+    workers[1].obey()
+
+    failed = await until(manager, rollout, "FAILED")
+
+    assert failed.percent == 0
+    assert await alias(manager) == 1
+    await workers[0].until(lambda worker: worker.routes[-1] == {1: 1})
+
+
 async def test_the_old_version_stays_until_every_worker_follows(
     manager: Manager, workers: list[ObedientWorker]
 ) -> None:

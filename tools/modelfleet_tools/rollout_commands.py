@@ -4,7 +4,7 @@ import time
 from typing import Annotated, TypeAlias
 
 import typer
-from modelfleet.client.answers import Rollout, VersionFigures
+from modelfleet.client.answers import Rollout, VersionFigures, WorkerProgress
 from modelfleet.client.client import Client
 from modelfleet.runtime.errors import DeadlineExpiredError, NotFoundError, UnavailableError
 from rich.console import Console, Group
@@ -244,20 +244,25 @@ def _wait(client: Client, rollout: Rollout, wait_s: float) -> Rollout:
 
 
 def _drawn(rollout: Rollout) -> Group:
-    ready = sum(worker.is_ready for worker in rollout.workers)
+    waiting = [worker for worker in rollout.workers if not _is_ready(rollout, worker)]
     head = Text(f"Rollout {rollout.rollout}: {rollout.model}@{rollout.alias} {_move(rollout)}  ", style="bold")
     head.append(rollout.state, style=_STYLES.get(rollout.state, "bold cyan"))
     table = Table.grid(padding=(0, 1))
-    workers = len(rollout.workers)
-    table.add_row("workers ready", ProgressBar(workers or 1, ready, width=_BAR_WIDTH), f"{ready} of {workers}")
+    if workers := len(rollout.workers):
+        ready = workers - len(waiting)
+        table.add_row("workers ready", ProgressBar(workers, ready, width=_BAR_WIDTH), f"{ready} of {workers}")
     table.add_row("share of requests", ProgressBar(100, rollout.percent, width=_BAR_WIDTH), f"{rollout.percent}%")
     for name, figures in (("old", rollout.old_figures), ("canary", rollout.new_figures)):
         if figures:
             table.add_row(f"{name} version", "", _figures(figures))
-    for worker in rollout.workers:
-        if not worker.is_ready:
-            table.add_row("", f"{worker.worker}:", f"{worker.state or 'not started'} {worker.reason}".rstrip())
+    for worker in waiting:
+        table.add_row("", f"{worker.worker}:", f"{worker.state or 'not started'} {worker.reason}".rstrip())
     return Group(head, table)
+
+
+def _is_ready(rollout: Rollout, worker: WorkerProgress) -> bool:
+    # A report from before LOADING is of no use; later ones are, until a newer one says otherwise.
+    return worker.is_ready or (worker.state == "READY" and rollout.state not in ("PENDING", "LOADING"))
 
 
 def _print(rollout: Rollout, *, as_json: bool) -> None:

@@ -7,8 +7,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
+from modelfleet.manager.rollout_states import RolloutState
 from modelfleet.manager.store.database import Database
-from modelfleet.manager.store.tables import BlobRow, ModelRow, ModelVersionRow
+from modelfleet.manager.store.tables import BlobRow, ModelRow, ModelVersionRow, RolloutRow
 from modelfleet.manager.workers import Workers
 
 
@@ -24,10 +25,16 @@ class ManagerCollector(Collector):
         with self._database.reading() as session:
             models = session.scalar(select(func.count()).select_from(ModelRow))
             versions = session.scalar(select(func.count()).select_from(ModelVersionRow))
+            by_state = select(RolloutRow.state, func.count()).group_by(RolloutRow.state)
+            rollouts = {state: count for state, count in session.execute(by_state)}  # noqa: C416  rows are no pairs
             size = session.scalar(select(func.coalesce(func.sum(BlobRow.size), 0)))
         yield GaugeMetricFamily("modelfleet_manager_models", "Registered models.", models)
         yield GaugeMetricFamily("modelfleet_manager_model_versions", "Registered model versions.", versions)
         yield GaugeMetricFamily("modelfleet_manager_blob_bytes", "Bytes of all stored blobs.", size)
+        counted = GaugeMetricFamily("modelfleet_manager_rollouts", "Rollouts, by state.", labels=["state"])
+        for name in RolloutState:
+            counted.add_metric([name], rollouts.get(name, 0))
+        yield counted
         reports = self._workers.current()
         workers = GaugeMetricFamily("modelfleet_manager_workers", "Workers that report.", labels=["pool"])
         for pool, count in Counter(report.pool for report in reports).items():
