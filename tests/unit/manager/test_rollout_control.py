@@ -20,7 +20,6 @@ from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import BlobRow, LeaseRow
 from modelfleet.manager.workers import Traffic, VersionState, VersionStatus, Workers, WorkerStatus
 
-
 NO_TRAFFIC = Traffic()
 READY, WARMING, FAILED = VersionState.READY, VersionState.WARMING, VersionState.FAILED
 
