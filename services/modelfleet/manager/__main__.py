@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import prometheus_client
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from modelfleet.api.manager.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from modelfleet.api.manager.v1.pool_service_pb2_grpc import add_PoolServiceServicer_to_server
@@ -17,7 +17,7 @@ from modelfleet.api.manager.v1.storage_service_pb2_grpc import add_StorageServic
 from modelfleet.api.manager.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from modelfleet.manager.assignments import Assignments
 from modelfleet.manager.blob_check import BlobCheck
-from modelfleet.manager.blob_store import BlobStore
+from modelfleet.manager.blob_store import BlobStore, check_blob_url
 from modelfleet.manager.blobs import Blobs
 from modelfleet.manager.garbage import GarbageCollector
 from modelfleet.manager.leadership import Leadership
@@ -32,9 +32,10 @@ from modelfleet.manager.servicers.pool_servicer import PoolServicer
 from modelfleet.manager.servicers.rollout_servicer import RolloutServicer
 from modelfleet.manager.servicers.storage_servicer import StorageServicer
 from modelfleet.manager.servicers.worker_servicer import WorkerServicer
-from modelfleet.manager.store.database import Database
+from modelfleet.manager.store.database import Database, check_database_url
 from modelfleet.manager.uploads import Uploads
 from modelfleet.manager.workers import Workers
+from modelfleet.runtime.errors import StorageUnreachableError
 from modelfleet.runtime.server import Server, run, until_signalled
 from modelfleet.runtime.settings import ServerSettings, read_settings
 
@@ -79,6 +80,20 @@ class Settings(ServerSettings):
     """Namespace of the pools' Deployments."""
     pool_selector: str = "app.kubernetes.io/component=inference"
     """Label selector of the pools' Deployments and pods; the label modelfleet.dev/pool tells one pool from another."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, url: str) -> str:
+        if url:
+            check_database_url(url)
+        return url
+
+    @field_validator("blob_url")
+    @classmethod
+    def _check_blob_url(cls, url: str) -> str:
+        if url:
+            check_blob_url(url)
+        return url
 
     @property
     def database(self) -> str:
@@ -167,7 +182,10 @@ def main() -> None:
         "python -m modelfleet.manager",
         "The manager of modelfleet: keeps models, their versions and aliases, and tells workers what to serve.",
     )
-    run(lambda: serve(settings), settings, "manager")
+    try:
+        run(lambda: serve(settings), settings, "manager")
+    except StorageUnreachableError as error:
+        raise SystemExit(f"The manager cannot start: {error.message}") from error
 
 
 if __name__ == "__main__":

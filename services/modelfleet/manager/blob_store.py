@@ -34,6 +34,7 @@ _CONNECTION: "ClientConfig" = {"timeout": "1 day", "read_timeout": "30s", "allow
 _RETRIES = 5
 _RETRY_S = 30
 
+_URL = re.compile(r"(s3|gs|az)://.|file:///")
 _NAME = re.compile(r"sha256/(?P<start>[0-9a-f]{2})/(?P<sha256>(?P=start)[0-9a-f]{62})")
 # obstore gives no codes: the numbers of ENOSPC and EDQUOT, and what stores answer when a quota is used up.
 _FULL = re.compile(r"\(os error (28|122)\)|QuotaExceeded|StorageFull|507 Insufficient Storage")
@@ -49,6 +50,12 @@ class StoredBytes:
     sha256: str
     size: int
     modified: datetime
+
+
+def check_blob_url(url: str) -> None:
+    """Raise ValueError unless blobs can be kept at this URL."""
+    if not _URL.match(url):
+        raise ValueError("give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///PATH")
 
 
 class BlobStore:

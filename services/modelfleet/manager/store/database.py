@@ -10,7 +10,7 @@ import alembic.config
 import structlog
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -20,6 +20,7 @@ from modelfleet.runtime.errors import ModelfleetError, StorageFullError, Storage
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_TIMEOUT_MS = 30_000
 _CONNECT_TIMEOUT_S = 5
+_BACKENDS = {"sqlite", "postgresql", "postgres"}
 _WRITES = "modelfleet_writes"
 _MIGRATION_LOCK = 0x6D6F64656C  # any number that nobody else in the database locks
 _FREE_SHARE = 0.25  # of SQLite's pages, from which on they are given back
@@ -33,6 +34,16 @@ _POSTGRES_TRANSIENT = {"53300", "57P01", "57P02", "57P03", "40001", "40P01", "25
 _log = structlog.get_logger()
 
 
+def check_database_url(url: str) -> None:
+    """Raise ValueError unless a database can be opened by this URL."""
+    try:
+        backend = make_url(url).drivername.partition("+")[0]
+    except ArgumentError:
+        backend = ""
+    if backend not in _BACKENDS:
+        raise ValueError("give sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE")
+
+
 class Database:
     """
     Sessions on one database. Blocking: call it from threads.
@@ -43,7 +54,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         parsed = make_url(url)
-        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self.is_sqlite = parsed.drivername.partition("+")[0] == "sqlite"
         self._engine = _sqlite_engine(parsed) if self.is_sqlite else _postgres_engine(parsed)
         self._writer = self._engine.execution_options(**{_WRITES: True})
         self._reader = self._engine
