@@ -113,11 +113,14 @@ def throughput(folder: Path, inference: str, count: int, turns: int) -> bool:
     texts = sample_texts(count)
     source, output = folder / "texts.jsonl", folder / "vectors.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    asyncio.run(closed_loop(inference, texts))  # warms up
+    with Client(inference=inference, timeout_s=120) as client:  # which also warms up
+        usage = client.embed("minilm", texts).usage
+    request_tokens = REQUEST_TEXTS * sum(one.token_count for one in usage) // len(usage)
     ratios = []
     for _ in range(turns):
         before = asyncio.run(closed_loop(inference, texts))
         command = [*command_line("minilm", inference, source, output), "--overwrite", "--json"]
+        command += ["--request-tokens", str(request_tokens)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         rate = json.loads(done.stdout)["rows_per_s"]
         after = asyncio.run(closed_loop(inference, texts))
