@@ -1,5 +1,6 @@
 """A worker says what is true: what it serves, what that takes, and whether it is worth keeping."""
 
+import asyncio
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,8 +25,9 @@ from modelfleet.client import AsyncClient
 from modelfleet.inference import session
 from modelfleet.inference.__main__ import Settings, working
 from modelfleet.inference.cache import Cache
+from modelfleet.inference.memory_budget import MemoryBudget
 from modelfleet.inference.session import Device, is_fatal
-from modelfleet.runtime.errors import InvalidInputError, NotServedHereError
+from modelfleet.runtime.errors import InsufficientMemoryError, InvalidInputError, NotServedHereError
 from modelfleet.runtime.memory import resident_memory, return_free_memory
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -129,6 +131,55 @@ async def test_a_version_that_does_not_fit_is_refused_with_the_figures_and_other
 
         assert "m@2 needs about 45 MB of host memory to be loaded" in reason
         assert await worker.answers()
+
+
+async def test_versions_beyond_the_limit_take_turns_and_requests_wait_for_theirs(tmp_path: Path) -> None:
+    samples = {f"{name}@1": graphs.tensor_bundle(graphs.affine()) for name in "abc"}
+    async with running(tmp_path, max_loaded_versions=2) as worker:
+        await worker.manager.assign(samples, dict.fromkeys("abc", 1))
+        for key in samples:
+            await worker.manager.reported(key, "READY")
+        assert await loaded(worker) < set(samples)
+
+        assert await worker.answers("a")
+        assert await worker.answers("c")
+        assert await loaded(worker) == {"a@1", "c@1"}
+        assert await worker.answers("b")  # in place of a, which was not used for longest
+        assert await loaded(worker) == {"b@1", "c@1"}
+
+        answers = await asyncio.gather(*(worker.answers(name) for name in "abccbaacb" * 4))
+        assert all(answers)
+        assert len(await loaded(worker)) == 2
+
+
+async def test_an_evicted_version_that_cannot_be_loaded_again_fails_with_the_reason_and_heals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = {f"{name}@1": graphs.tensor_bundle(graphs.affine()) for name in "ab"}
+    async with running(tmp_path, max_loaded_versions=1) as worker:
+        await worker.manager.assign(samples, dict.fromkeys("ab", 1))
+        for key in samples:
+            await worker.manager.reported(key, "READY")
+        assert await worker.answers("b")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryBudget, "require", no_memory)
+            with pytest.raises(NotServedHereError, match="a@1 could not be loaded on this worker: no memory is left"):
+                await worker.answers("a")
+            await worker.manager.reported("a@1", "FAILED")
+        await worker.manager.reported("a@1", "READY")
+        assert await worker.answers("a")
+        assert await worker.answers("b")
+
+
+def no_memory(*_: object) -> None:
+    raise InsufficientMemoryError("no memory is left")
+
+
+async def loaded(worker: Running) -> set[str]:
+    served = await worker.client.served_models()
+    assert {one.state for one in served} == {"READY"}
+    return {f"{one.model}@{one.model_version}" for one in served if one.providers}
 
 
 async def test_a_corrupt_download_fails_the_version_by_its_hashes_and_heals(tmp_path: Path) -> None:

@@ -96,6 +96,9 @@ class Settings(ServerSettings):
     """Largest text."""
     memory_bytes: int = Field(default=0, ge=0)
     """Host memory that this worker may take; a version that would not fit is refused. 0 for the container's limit."""
+    max_loaded_versions: int = Field(default=0, ge=0)
+    """Most versions loaded at once; the one that was not used for longest makes way, and is loaded again by the next
+    request for it, which waits. 0 for no limit."""
     canary_interval_s: float = Field(default=10, ge=0)
     """Pause between requests of the worker's own, which find out whether it still answers; 0 for none."""
     canary_timeout_s: float = Field(default=60, gt=0)
@@ -135,7 +138,7 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
         loader = Loader(
             cache, manager.download, engine, options, settings.batch_limits, budget=budget, generation=generation
         )
-        agent = Agent(served, loader, engine, cache, manager)
+        agent = Agent(served, loader, engine, cache, manager, max_loaded_versions=settings.max_loaded_versions)
         tokenizer = TokenizerClient(tokenizer_channel)
         tokenization = Tokenization(tokenizer)
         limits = RequestLimits(settings.max_texts, settings.max_text_bytes)

@@ -12,10 +12,13 @@ from typing import Any, Protocol
 
 import structlog
 
+from modelfleet.inference import metrics
 from modelfleet.inference.assignment import Assignment, Route, VersionKey
 from modelfleet.inference.cache import Cache
 from modelfleet.inference.engine import Engine
+from modelfleet.inference.eviction import Room
 from modelfleet.inference.loading import Loader
+from modelfleet.inference.memory_budget import SessionMemory
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.states import VersionState
 from modelfleet.runtime.errors import ManagerUnreachableError, ModelfleetError, OverloadedError
@@ -45,8 +48,18 @@ class Manager(Protocol):
 class Agent:
     """Owns the lives of the versions in `served`."""
 
-    def __init__(self, served: ServedModels, loader: Loader, engine: Engine, cache: Cache, manager: Manager) -> None:
+    def __init__(
+        self,
+        served: ServedModels,
+        loader: Loader,
+        engine: Engine,
+        cache: Cache,
+        manager: Manager,
+        *,
+        max_loaded_versions: int = 0,
+    ) -> None:
         self._served = served
+        self._room = Room(served, self._unload, max_loaded_versions)
         self._loader = loader
         self._engine = engine
         self._cache = cache
@@ -59,6 +72,7 @@ class Agent:
         self.settled = asyncio.Event()
         """Set once everything in the first assignment is READY, or has a reason why it is not."""
         served.on_change(self._report_due.set)
+        served.on_wanted(self._wake)
 
     async def run(self) -> None:
         """Serve assignments until cancelled: the one kept on disk first, then whatever the manager says."""
@@ -146,9 +160,12 @@ class Agent:
         pause = 0.0
         while True:
             try:
-                version.model = await self._loader.load(
-                    version.assigned, lambda state: self._served.move(version, state)
-                )
+                async with self._room.taken():
+                    version.model = await self._loader.load(
+                        version.assigned, lambda state: self._entered(version, state)
+                    )
+                    if version.evicted:  # within the room: none may evict it again before it has answered
+                        await self._served.restore(version)
             except Exception as error:  # noqa: BLE001  whatever it is, it is this version's failure alone
                 _log.warning("version not loaded", version=str(version.key), exc_info=error)
                 why = str(error) or type(error).__name__
@@ -163,16 +180,31 @@ class Agent:
             await asyncio.sleep(pause)
             if version.state is VersionState.FAILED:
                 self._served.move(version, VersionState.DOWNLOADING)
-        self._served.move(version, VersionState.READY)
+        if version.state is not VersionState.READY:
+            self._served.move(version, VersionState.READY)
+
+    def _entered(self, version: ServedVersion, state: VersionState) -> None:
+        # An evicted version stays READY while it is loaded again: it was proved on this very device.
+        if not version.evicted:
+            self._served.move(version, state)
+
+    def _wake(self, version: ServedVersion) -> None:
+        if not self._stopping and version.key not in self._lives:
+            self._start(self._live(version), version)
 
     async def _retire(self, version: ServedVersion) -> None:
         """Let requests under way finish, then unload. Its end makes the version UNLOADED."""
-        assert version.model
         self._served.move(version, VersionState.DRAINING)
         await self._served.drained(version)
-        await self._loader.unload(version.model)
-        version.model = None
-        await asyncio.to_thread(return_free_memory)
+        await self._unload(version)
+
+    async def _unload(self, version: ServedVersion) -> None:
+        model, version.model = version.model, None  # at once: another may unload it, too
+        if model:
+            await self._loader.unload(model)
+            metrics.observe_memory(str(version.key), SessionMemory())
+            del model
+            await asyncio.to_thread(return_free_memory)
 
     def _has_canary(self) -> bool:
         return self._assignment is not None and any(len(route.targets) > 1 for route in self._assignment.routes)

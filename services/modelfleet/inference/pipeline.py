@@ -24,7 +24,7 @@ from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.engine import Engine
 from modelfleet.inference.models import HeldModel, TensorModel, TextModel
 from modelfleet.inference.results import Classified, Embedded, Extracted, Inferred, Reranked
-from modelfleet.inference.served_models import NotHeldError, ServedModels
+from modelfleet.inference.served_models import EvictedError, NotHeldError, ServedModels
 from modelfleet.inference.tasks import classify, embed, entities, rerank, tensors, windows
 from modelfleet.inference.tensor_spec import Array
 from modelfleet.inference.token_ids import check_token_ids
@@ -163,10 +163,22 @@ class Pipeline:
 
     @asynccontextmanager
     async def held(self, reference: ModelReference) -> AsyncIterator[tuple[VersionKey, HeldModel]]:
-        """Hold the version that a reference leads to. Raises NotFoundError, NotServedHereError, ModelLoadingError."""
+        """
+        Hold the version that a reference leads to; one that is evicted is waited for.
+
+        Raises NotFoundError, NotServedHereError, ModelLoadingError.
+        """
         try:
-            use = self._served.use(reference)
-            held = use.__enter__()
+            while True:
+                try:
+                    use = self._served.use(reference)
+                    held = use.__enter__()
+                    break
+                except EvictedError as evicted:
+                    # By number from here on: the alias has chosen.
+                    key = evicted.version.key
+                    reference = ModelReference(key.model, None, key.model_version)
+                    await self._served.brought_back(evicted.version)
         except NotHeldError:
             await self._registry.check_registered(reference)
             raise NotServedHereError(

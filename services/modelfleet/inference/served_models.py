@@ -1,6 +1,7 @@
 """The model versions on this worker, and where model references lead. Belongs to the event loop."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ _COMING = frozenset({VersionState.DOWNLOADING, VersionState.VERIFYING, VersionSt
 
 @dataclass(eq=False, slots=True)
 class ServedVersion:
-    """A version on this worker. `model` is there from READY until UNLOADED."""
+    """A version on this worker. `model` is there from READY until UNLOADED, but not while it is evicted."""
 
     assigned: AssignedVersion
     state: VersionState = VersionState.DOWNLOADING
@@ -32,6 +33,14 @@ class ServedVersion:
     model: HeldModel | None = None
     in_use: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    last_used: float = 0.0
+    """When a request began to use it, in seconds on the monotonic clock."""
+    evicted: bool = False
+    """It has been READY, made room for another version, and is loaded again by the next request for it."""
+    back: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while it is not evicted."""
+    awaited_by: int = 0
+    """Requests that wait until it is back."""
 
     @property
     def key(self) -> VersionKey:
@@ -43,14 +52,27 @@ class NotHeldError(Exception):
     """Nothing here goes by that reference; whether it is registered at all, the manager knows."""
 
 
+class EvictedError(Exception):
+    """The version is READY and not loaded: wait until it is `back`."""
+
+    def __init__(self, version: ServedVersion) -> None:
+        super().__init__(str(version.key))
+        self.version = version
+
+
 class ServedModels:
     """All versions by key, and routes by model and alias."""
 
     def __init__(self) -> None:
+        self._wanted: Callable[[ServedVersion], None] = lambda _: None
         self._listeners: list[Callable[[], None]] = []
         self._versions: dict[VersionKey, ServedVersion] = {}
         self._routes: dict[tuple[str, str], Route] = {}
         self._choices: dict[tuple[str, str], Choice] = {}
+
+    def on_wanted(self, listener: Callable[[ServedVersion], None]) -> None:
+        """Have `listener` called with an evicted version that a request wants."""
+        self._wanted = listener
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have `listener` called after each change of a state."""
@@ -73,7 +95,37 @@ class ServedModels:
     def move(self, version: ServedVersion, state: VersionState, reason: str = "") -> None:
         """Change a version's state. UNLOADED ends its life here."""
         version.state, version.reason = follows(version.state, state), reason
+        version.evicted = False
+        version.back.set()
         self._changed(version)
+
+    def may_evict(self, version: ServedVersion) -> bool:
+        """Return whether a version is loaded and could make room for another."""
+        return version.state is VersionState.READY and not version.evicted
+
+    def evict(self, version: ServedVersion) -> None:
+        """Let no more requests use a READY version until it is restored. It stays READY: it answers when it is back."""
+        version.evicted, version.reason = True, "evicted: the next request for it loads it again"
+        version.back.clear()
+        self._changed(version)
+
+    async def restore(self, version: ServedVersion) -> None:
+        """Let requests use an evicted version, which is loaded again. Returns when those that waited do use it."""
+        version.evicted, version.reason = False, ""
+        version.last_used = time.monotonic()
+        version.back.set()
+        self._changed(version)
+        while version.awaited_by:  # noqa: ASYNC110  their turns are next; there is nothing to wait for
+            await asyncio.sleep(0)
+
+    async def brought_back(self, version: ServedVersion) -> None:
+        """Have an evicted version loaded; return once it is, or cannot be."""
+        self._wanted(version)
+        version.awaited_by += 1
+        try:
+            await version.back.wait()
+        finally:
+            version.awaited_by -= 1
 
     def _changed(self, version: ServedVersion) -> None:
         _log.info("version state", version=str(version.key), state=version.state.value, reason=version.reason)
@@ -117,17 +169,20 @@ class ServedModels:
         """
         Hold the version that a reference leads to; it is not unloaded before the block ends.
 
-        Raises NotHeldError, ModelLoadingError, or NotServedHereError when it could not be loaded.
+        Raises NotHeldError, EvictedError, ModelLoadingError, or NotServedHereError when it could not be loaded.
         """
         version = self._find(reference)
         if version.state is VersionState.FAILED:
             raise NotServedHereError(
                 f"{version.key} could not be loaded on this worker: {version.reason}", field="model"
             )
+        if version.evicted:
+            raise EvictedError(version)
         if version.state is not VersionState.READY or version.model is None:
             doing = "is still loading" if version.state in _COMING else "is being unloaded"
             why = f": {version.reason}" if version.reason else ""
             raise ModelLoadingError(f"{version.key} {doing} on this worker ({version.state.value}){why}. Retry.")
+        version.last_used = time.monotonic()
         with self.hold(version):
             yield version.key, version.model
 

@@ -25,7 +25,7 @@ FOLLOWING: Mapping[VersionState, frozenset[VersionState]] = MappingProxyType(
         _D: frozenset({_D, _V, _F, _U}),  # itself: the manager is away; unloaded: unassigned before it was ready
         _V: frozenset({_W, _F, _U}),
         _W: frozenset({_R, _F, _U}),
-        _R: frozenset({_G}),
+        _R: frozenset({_G, _F}),  # failed: evicted, and could not be loaded again
         _G: frozenset({_U}),
         _U: frozenset({_D}),
         _F: frozenset({_D, _U}),  # tried again, or no longer assigned

@@ -60,6 +60,7 @@ def test_the_states_follow_one_another_as_the_table_says() -> None:
         "WARMING -> FAILED",
         "WARMING -> UNLOADED",
         "READY -> DRAINING",
+        "READY -> FAILED",
         "DRAINING -> UNLOADED",
         "UNLOADED -> DOWNLOADING",
         "FAILED -> DOWNLOADING",
