@@ -99,8 +99,10 @@ class KubernetesPools:
         """Return the pools, ordered, and the name of each one's Deployment."""
         deployments_time, pods_time = self._deployments.observe_time, self._pods.observe_time
         if deployments_time is None or pods_time is None:
+            problem = self._deployments.problem or self._pods.problem or "nothing yet"
             raise KubernetesUnreachableError(
-                "Pools are not known yet: the Kubernetes API has not answered since the manager started. Try again."
+                f"Pools are not known: since the manager started, the Kubernetes API has answered {problem}. "
+                "Try again; 403 says that the manager's Role is missing."
             )
         both = min(deployments_time, pods_time)
         return dict(pools_of(self._deployments.objects.values(), self._pods.objects.values(), both))

@@ -45,13 +45,15 @@ class Reflector:
         self._resync_s = resync_s
         self._longest_pause_s = longest_pause_s
         self._watching = False
-        self._broke_off: datetime | None = None
+        self._last_in_step: datetime | None = None
         self.objects: dict[str, ApiObject] = {}
+        self.problem = ""
+        """Why the last list or watch ended, empty when it ended as it should."""
 
     @property
     def observe_time(self) -> datetime | None:
         """When the copy was last known to be in step: now while watched, None before the first list."""
-        return datetime.now(UTC) if self._watching else self._broke_off
+        return datetime.now(UTC) if self._watching else self._last_in_step
 
     async def run(self) -> None:
         """List and watch until cancelled."""
@@ -60,26 +62,30 @@ class Reflector:
         while True:
             began = loop.time()
             least_pause_s = 0.0
+            problem = ""
             try:
                 await self._list_and_watch()
             except ApiException as error:
                 least_pause_s = retry_after_s(error)
+                problem = f"{error.status} to a request for {self._what}"
                 # 410 Gone: the version to watch from is forgotten. Listing again is all there is to do.
                 level = _log.info if error.status == HTTPStatus.GONE else _log.warning
                 level("watch refused", what=self._what, status=error.status, reason=error.reason)
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                _log.warning("watch lost", what=self._what, error=repr(error))
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
+                problem = repr(error)
+                _log.warning("watch lost", what=self._what, error=problem)
+            self.problem = problem
             if self._watching:
-                self._watching, self._broke_off = False, datetime.now(UTC)
+                self._watching, self._last_in_step = False, datetime.now(UTC)
             failures = 1 if loop.time() - began > _STEADY_S else failures + 1
-            pause_s = min(_FIRST_PAUSE_S * 2 ** (failures - 1), self._longest_pause_s)
-            await asyncio.sleep(max(pause_s, least_pause_s) * random.uniform(0.8, 1.2))  # noqa: S311  spreads, no secret
+            await asyncio.sleep(max(pause_s(failures, self._longest_pause_s), least_pause_s))
 
     async def _list_and_watch(self) -> None:
         async with await self._call(_request_timeout=30.0) as response:
             listed = json.loads(await _body(response))
         # One assignment: readers see the old copy or the new one.
-        self.objects = {item["metadata"]["name"]: item for item in listed["items"]}
+        self.objects = {item["metadata"]["name"]: item for item in listed["items"] or ()}
+        self._last_in_step = datetime.now(UTC)
         version = listed["metadata"]["resourceVersion"]
         seconds = int(self._resync_s * random.uniform(0.9, 1.1)) or 1  # noqa: S311  spreads, no secret
         async with await self._call(
@@ -104,6 +110,12 @@ class Reflector:
                 self.objects = {name: item for name, item in self.objects.items() if name != gone}
             case "ERROR":
                 raise ApiException(status=found.get("code"), reason=found.get("message"))
+
+
+def pause_s(failures: int, longest_s: float) -> float:
+    """Return how long to wait after so many failures in a row, at least one: twice as long each time, with jitter."""
+    doublings = min(failures - 1, 20)  # an API may be away for days
+    return min(_FIRST_PAUSE_S * 2**doublings, longest_s) * random.uniform(0.8, 1.2)  # noqa: S311  spreads, no secret
 
 
 def retry_after_s(error: ApiException) -> float:
