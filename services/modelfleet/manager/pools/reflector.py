@@ -115,7 +115,7 @@ class Reflector:
 def pause_s(failures: int, longest_s: float) -> float:
     """Return how long to wait after so many failures in a row, at least one: twice as long each time, with jitter."""
     doublings = min(failures - 1, 20)  # an API may be away for days
-    return min(_FIRST_PAUSE_S * 2**doublings, longest_s) * random.uniform(0.8, 1.2)  # noqa: S311  spreads, no secret
+    return min(_FIRST_PAUSE_S * (1 << doublings), longest_s) * random.uniform(0.8, 1.2)  # noqa: S311  spreads, no secret
 
 
 def retry_after_s(error: ApiException) -> float:
