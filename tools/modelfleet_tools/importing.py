@@ -1,5 +1,6 @@
 """`modelfleet import`: a model of the Hugging Face hub, or of a folder in its layout, as a bundle."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,13 @@ from modelfleet.bundle.directory import open_directory
 from modelfleet.bundle.graph import check_graph
 from modelfleet.bundle.infer import infer_manifest
 from modelfleet.bundle.manifest import MANIFEST_FILE
-from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, NotFoundError, UnavailableError
+from modelfleet.runtime.errors import (
+    InvalidBundleError,
+    InvalidInputError,
+    ModelfleetError,
+    NotFoundError,
+    UnavailableError,
+)
 
 from modelfleet_tools.export.bundle_folder import new_folder, write_manifest
 from modelfleet_tools.extras import needs_extra
@@ -85,6 +92,13 @@ def keep_graph(imported: Imported, out: Path, *, overwrite: bool) -> None:
         open_directory(fresh)
 
 
+def _weights(files: Sequence[str], source: str) -> str:
+    pattern = "*.safetensors"
+    if not any(fnmatch(path, pattern) for path in files):
+        raise InvalidBundleError(f"{source} has neither ONNX graphs nor safetensors. Convert it.", field="path")
+    return pattern
+
+
 def _given(folder: Path) -> dict[str, object]:
     """Return the fields of a manifest that came with the files."""
     path = folder / MANIFEST_FILE
@@ -101,29 +115,30 @@ def _from_hub(
     with needs_extra("jobs"):
         from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415  takes a while to import
         from huggingface_hub.errors import (  # noqa: PLC0415
-            HfHubHTTPError,
-            LocalEntryNotFoundError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
         )
 
     tell(f"Asking the hub for {repository} …")
     try:
-        found = HfApi().model_info(repository, revision=revision)
+        endpoint = os.environ.get("HF_ENDPOINT")
+        found = HfApi(endpoint).model_info(repository, revision=revision)
         files = [sibling.rfilename for sibling in found.siblings or ()]
         chosen = chosen_graph(files, graph, source)
-        weights = [f"{chosen}*"] if chosen else ["*.safetensors"]
-        if not chosen and not any(path.endswith(".safetensors") for path in files):
-            raise InvalidBundleError(f"{source} has neither ONNX graphs nor safetensors. Convert it.", field="path")
+        weights = f"{chosen}*" if chosen else _weights(files, source)
         tell(f"Fetching {chosen or 'weights'} of revision {found.sha} …")
-        folder = snapshot_download(repository, revision=found.sha, allow_patterns=[*_BESIDE, *weights])
+        folder = snapshot_download(
+            repository, revision=found.sha, allow_patterns=[*_BESIDE, weights], endpoint=endpoint
+        )
     except RepositoryNotFoundError as error:
         raise NotFoundError(
             f"The hub has no model {repository}, or it is private: set HF_TOKEN to a token that may read it."
         ) from error
     except RevisionNotFoundError as error:
         raise NotFoundError(f"{repository} has no revision {revision!r}.") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except ModelfleetError:
+        raise
+    except Exception as error:  # the client raises what its HTTP library does, and that has changed before
         raise UnavailableError(
             f"The hub cannot be reached or failed: {str(error).partition(chr(10))[0]} Retry, or import a local folder."
         ) from error

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 LABELS = {0: "no", 1: "yes", 2: "perhaps"}
 SMALL = {
-    "vocab_size": 90,
+    "vocab_size": 100,
     "hidden_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
@@ -41,7 +41,7 @@ SMALL = {
     "pad_token_id": 0,
 }
 DISTILBERT = {
-    "vocab_size": 90,
+    "vocab_size": 100,
     "dim": 16,
     "n_layers": 1,
     "n_heads": 2,

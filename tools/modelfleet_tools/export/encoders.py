@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -72,9 +70,16 @@ def open_encoder(
     module, names = _module(folder, manifest)
     axes = {0: Axis(BATCH, 1, MAX_BATCH), 1: Axis(SEQUENCE, 1, manifest.max_tokens or 1)}
     rows = TextRows(_content(files[TOKENIZER_FILE]), manifest, names)
+    inputs = rows.batch(DEFAULT_TEXTS)
+    if manifest.vocabulary_size and (largest := int(inputs["input_ids"].max())) >= manifest.vocabulary_size:
+        raise InvalidBundleError(
+            f"{TOKENIZER_FILE} gives the id {largest}, and the model knows {manifest.vocabulary_size} tokens. They are "
+            "not of one model: fetch both again.",
+            field="tokenizer",
+        )
     return Source(
         module=module,
-        inputs=rows.batch(DEFAULT_TEXTS),
+        inputs=inputs,
         outputs=(_CLASSES[manifest.task][1],),
         axes=dict.fromkeys(names, axes),
         manifest=manifest.model_dump(mode="json", exclude_defaults=True),
@@ -120,7 +125,7 @@ def _manifest(folder: Path, given: Mapping[str, Any]) -> Manifest:
 
 def _cannot(folder: Path, config: Mapping[str, Any], task: object) -> InvalidBundleError:
     names = ", ".join(config.get("architectures") or ()) or "no architecture named"
-    wanted = f" for the task {Task(task).value}" if task else ""
+    wanted = f" for the task {task}" if task else ""
     return InvalidBundleError(
         f"{folder} is of the family {config.get('model_type')!r} ({names}), which cannot be exported{wanted}. "
         f"Can be: {', '.join(FAMILIES)} for {', '.join(_CLASSES)}; models that write text for generate; and any other "
@@ -131,7 +136,7 @@ def _cannot(folder: Path, config: Mapping[str, Any], task: object) -> InvalidBun
 
 def _module(folder: Path, manifest: Manifest) -> tuple[torch.nn.Module, tuple[str, ...]]:
     class_name, output = _CLASSES[manifest.task]
-    with quiet(), _offline():
+    with quiet():
         import torch  # noqa: PLC0415  torch is needed by exports alone
         import transformers  # noqa: PLC0415
 
@@ -159,7 +164,7 @@ def _module(folder: Path, manifest: Manifest) -> tuple[torch.nn.Module, tuple[st
     types = getattr(model.config, "type_vocab_size", 0) or 0
     names = tuple(name for name in _INPUTS if name in accepted and (name != "token_type_ids" or types > 1))
 
-    class Encoder(torch.nn.Module):
+    class Encoder(torch.nn.Module):  # type: ignore[misc]  # torch is not there when types are checked
         def __init__(self) -> None:
             super().__init__()
             self.model = model
@@ -188,7 +193,7 @@ def _files(folder: Path) -> dict[str, bytes | Path]:
 
 
 def _converted_tokenizer(folder: Path) -> bytes:
-    with quiet(), _offline():
+    with quiet():
         from transformers import AutoTokenizer  # noqa: PLC0415
 
         try:
@@ -215,20 +220,6 @@ def _license_of_card(folder: Path) -> str | None:
     head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
     found = head and re.search(r"^license:[ \t]*(\S+)", head[1], re.MULTILINE)
     return found[1] if found else None
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Keep transformers from asking the hub, which it does for files that a local folder lacks."""
-    before = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = before
 
 
 def _first_line(error: Exception) -> str:

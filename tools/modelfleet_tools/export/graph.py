@@ -137,7 +137,7 @@ def _examples(source: Source) -> tuple[torch.Tensor, ...]:
 def _positional(source: Source) -> torch.nn.Module:
     import torch  # noqa: PLC0415  torch is needed by exports alone
 
-    class Positional(torch.nn.Module):
+    class Positional(torch.nn.Module):  # type: ignore[misc]  # torch is not there when types are checked
         """Takes any number of tensors, so that the shapes of all modules are given in one form."""
 
         def __init__(self) -> None:

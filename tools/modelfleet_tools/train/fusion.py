@@ -75,14 +75,14 @@ class _Builder:
     def node(self, operator: str, inputs: list[str], *, output: str | None = None, **attributes: int) -> str:
         """Add a node and return the name of its output."""
         name = output or self._name(operator)
-        made: NodeProto = helper.make_node(operator, inputs, [name], name=self._name(operator), **attributes)
+        made: NodeProto = helper.make_node(operator, inputs, [name], self._name(operator), None, None, **attributes)
         self._graph.node.append(made)
         return name
 
     def constant(self, array: np.ndarray) -> str:
         """Add a constant and return its name."""
         name = self._name("constant")
-        self._graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self._graph.initializer.append(numpy_helper.from_array(np.array(array, order="C"), name))
         return name
 
     def ints(self, values: list[int]) -> str:
