@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 COMMANDS = [
     *("up", "demo", "samples", "push", "models", "alias", "embed", "classify", "entities", "rerank"),
-    *("batch", "evaluate", "bench"),
+    *("batch", "evaluate", "bench", "export", "verify", "import", "train"),
 ]
 
 
