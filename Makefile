@@ -3,30 +3,35 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOCAL := $(VENV)/.installed-local
 PROTO_FILES = $(shell find protos -name '*.proto')
 ARGS ?=
 # Contracts are compared with main's, or on main itself with the commit before.
 PROTO_BASE = $(shell git diff --quiet main HEAD 2>/dev/null && git rev-parse HEAD~1 || git rev-parse main)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check images bench soak soak-rollouts format clean
+.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check images bench soak soak-restart soak-rollouts memory format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# What serves on one machine, and what development needs besides.
+$(LOCAL) $(STAMP): $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[$(if $(filter $(LOCAL),$@),local,dev)]'
 	touch $@
 
-demo: $(STAMP) ## Start the three services, push the sample model, send requests, stop
+demo: $(LOCAL) ## Start the three services, push the sample model, send requests, stop
 	$(BIN)/modelfleet demo
 
-up: $(STAMP) ## Start the three services and serve until Ctrl-C
+up: $(LOCAL) ## Start the three services and serve until Ctrl-C
 	$(BIN)/modelfleet up $(ARGS)
 
 test: lint proto-check chart-check postgres ## Everything that CI checks
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses=auto --dist=loadscope $(ARGS)
 
 # For the tests of the manager's database, which start a server of their own; they are skipped where this cannot be.
 postgres:

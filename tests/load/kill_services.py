@@ -109,7 +109,7 @@ async def _call(
         try:
             vectors = (await client.embed("minilm", request)).vectors
         except ModelfleetError as error:
-            tallies[-1][1].errors[f"{error.__cause__.code().name} {error.reason}"] += 1
+            tallies[-1][1].errors[f"{error.__cause__.code().name} {type(error).__name__}"] += 1
             await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
         else:
             right = np.allclose(vectors, [expected[text] for text in request], atol=_TOLERANCE)
@@ -135,7 +135,7 @@ async def _kill_in_turn(
 
 def _print(tallies: list[tuple[str, Tally]]) -> None:
     table = Table(title="Load while services are killed with -9 and started again")
-    for heading in ("killed", "kills", "answers", "wrong", "errors by code and reason", "longest gap, s"):
+    for heading in ("killed", "kills", "answers", "wrong", "errors by code and kind", "longest gap, s"):
         table.add_column(heading)
     for service in dict.fromkeys(name for name, _ in tallies):
         own = [tally for name, tally in tallies if name == service]
