@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class Fleet:
     """The three services in this process, and a client of them."""
 
     client: AsyncClient
+    address: str
     directory: Path
 
     async def push(self, name: str, script: list[int], *, template: str = "", **values: Any) -> None:
@@ -94,7 +96,7 @@ async def running(directory: Path, **settings: Any) -> AsyncIterator[Fleet]:
                     inference=f"127.0.0.1:{worker.port}", tokenizer=own["tokenizer"], manager=manager.address
                 ) as client,
             ):
-                yield Fleet(client, directory)
+                yield Fleet(client, f"127.0.0.1:{worker.port}", directory)
 
 
 @pytest.fixture
@@ -324,3 +326,38 @@ async def test_what_cannot_fit_is_refused_with_the_limits_named(
 
         await until(lambda: streams("active") == 0 and streams("waiting") == 0)
         await assert_still_serves(fleet)
+
+
+@pytest.mark.slow
+async def test_the_command_prints_text_and_holds_conversations(fleet: Fleet) -> None:
+    await fleet.push("brief", [*HELLO, EOS])
+
+    text = await command(fleet, "generate", "brief", "Hi", "--max-tokens", "30")
+    document = json.loads(await command(fleet, "generate", "brief", "--chat", "Hi", "--json"))
+    talk = await command(fleet, "chat", "brief", "--max-tokens", "3", given="Hi\nHow are you?\n")
+
+    assert "你好 😀" in text
+    assert document["finish_reason"] == "stop"
+    assert document["text"]
+    assert len(talk.splitlines()) == 2
+
+
+async def command(fleet: Fleet, *arguments: str, given: str = "") -> str:
+    """Run the command line in a process of its own and return what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "modelfleet_tools", *arguments, "--inference", fleet.address),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed, _ = await process.communicate(given.encode())
+    assert process.returncode == 0
+    return printed.decode()
+
+
+async def test_a_request_that_cannot_be_written_is_refused_before_it_is_sent(fleet: Fleet) -> None:
+    with pytest.raises(InvalidInputError, match="Both json_schema and regex"):
+        fleet.client.generate("words", "text", json_schema="{}", regex="a")
+    with pytest.raises(InvalidInputError, match=r"messages\[0\] has no content"):
+        fleet.client.generate("words", messages=[{"role": "user"}])
+    with pytest.raises(InvalidInputError, match="cannot be written"):
+        fleet.client.generate("words", "text", seed=-1)

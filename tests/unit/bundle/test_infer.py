@@ -189,6 +189,18 @@ def test_genai_models_generate(tmp_path: Path) -> None:
     )
 
 
+def test_the_chat_template_and_what_it_calls_by_name_are_found(tmp_path: Path) -> None:
+    genai = {"model": {"context_length": 8, "decoder": {"filename": "model.onnx"}}}
+    config = {"chat_template": "x", "bos_token": "<s>", "eos_token": {"content": "</s>"}, "model_max_length": 9}
+    files = {"genai_config.json": genai, "tokenizer_config.json": config}
+
+    inside = infer_manifest(folder(tmp_path / "a", files, "model.onnx"))
+    beside = infer_manifest(folder(tmp_path / "b", files, "model.onnx", "chat_template.jinja"))
+
+    assert (inside.chat_template, beside.chat_template) == ("tokenizer_config.json", "chat_template.jinja")
+    assert inside.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+
+
 @pytest.mark.parametrize(
     ("graphs", "chosen"),
     [
