@@ -16,6 +16,8 @@ from modelfleet.runtime.settings import ServerSettings
 from modelfleet.tokenizer import metrics as tokenizer_metrics
 from modelfleet.tokenizer.__main__ import Settings as TokenizerSettings
 
+# What Kubernetes puts in from a Secret.
+FROM_ELSEWHERE = {"MODELFLEET_DATABASE_URL": "postgresql+psycopg://user:password@host/name"}
 SETTINGS: dict[str, type[ServerSettings]] = {
     "tokenizer": TokenizerSettings,
     "pool-default": InferenceSettings,
@@ -32,7 +34,7 @@ def test_every_variable_is_a_setting_and_is_taken(
     for variable, value in environment.items():
         if variable.startswith("MODELFLEET_"):
             assert variable.removeprefix("MODELFLEET_").lower() in settings.model_fields, variable
-            monkeypatch.setenv(variable, value if isinstance(value, str) else "from-elsewhere")
+            monkeypatch.setenv(variable, value if isinstance(value, str) else FROM_ELSEWHERE.get(variable, "a-name"))
 
     settings()
 
