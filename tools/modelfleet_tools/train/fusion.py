@@ -75,7 +75,9 @@ class _Builder:
     def node(self, operator: str, inputs: list[str], *, output: str | None = None, **attributes: int) -> str:
         """Add a node and return the name of its output."""
         name = output or self._name(operator)
-        made: NodeProto = helper.make_node(operator, inputs, [name], self._name(operator), None, None, **attributes)
+        made: NodeProto = helper.make_node(
+            operator, inputs, [name], self._name(operator), None, None, None, **attributes
+        )
         self._graph.node.append(made)
         return name
 
