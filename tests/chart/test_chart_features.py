@@ -141,6 +141,7 @@ def test_initial_models_are_pushed_after_each_install_and_upgrade() -> None:
         {"name": "pii", "alias": "canary", "source": "s3://models/bundles/pii"},
     ]
     assert container["envFrom"] == [{"secretRef": {"name": "modelfleet-hub"}}]
+    assert (variables["HF_HOME"], variables["TMPDIR"]) == ("/scratch/hub", "/scratch")
 
 
 def test_initial_models_from_a_claim_are_mounted() -> None:

@@ -221,7 +221,6 @@ def test_initial_models_come_from_the_hub(serving: Serving, tmp_path: Path, hub:
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
     }
-    (tmp_path / "home").mkdir()
 
     command = [sys.executable, "-m", "modelfleet_tools.initial_models"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)

@@ -83,7 +83,7 @@ def _from_bucket(url: str, folder: Path) -> Path:
 def main() -> None:
     """Push all models; one that fails is told of, and the others are pushed."""
     failed = False
-    with open_client() as client, tempfile.TemporaryDirectory(dir=os.environ.get("HF_HOME")) as scratch:
+    with open_client() as client, tempfile.TemporaryDirectory() as scratch:
         for model in read_models(os.environ.get(VARIABLE, "[]")):
             try:
                 push_model(client, model, Path(scratch))
