@@ -116,18 +116,19 @@ def _graph(script: Sequence[int], *, listens: bool) -> onnx.ModelProto:
         helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total_in"]),
     ]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "steps_in", VOCABULARY])]
-    # The cache holds nothing that is read; it only has to grow as one would.
+    # The cache holds nothing that is read. It is as long as the longest row, also where that one has ended.
     nodes += [
-        helper.make_node("Unsqueeze", ["input_ids", "cache_axes"], ["wide"]),
-        helper.make_node("Cast", ["wide"], ["wide_float"], to=TensorProto.FLOAT),
-        helper.make_node("Expand", ["wide_float", "cache_shape"], ["new"]),
+        helper.make_node("Gather", ["ids_shape", "axis_0"], ["batch"]),
+        helper.make_node("Gather", ["mask_shape", "axis"], ["total_1"]),
+        helper.make_node("Concat", ["batch", "axis", "total_1", "width"], ["cache_shape"], axis=0),
+        helper.make_node("ConstantOfShape", ["cache_shape"], ["cache"]),
     ]
-    constants |= {"cache_axes": np.array([1, 3], np.int64), "cache_shape": np.array([1, 1, 1, 8], np.int64)}
+    constants |= {"axis_0": np.array([0], np.int64), "width": np.array([8], np.int64)}
     for kind in ("key", "value"):
         past, present = f"past_key_values.0.{kind}", f"present.0.{kind}"
         inputs.append(helper.make_tensor_value_info(past, TensorProto.FLOAT, ["batch", 1, "past", 8]))
         outputs.append(helper.make_tensor_value_info(present, TensorProto.FLOAT, ["batch", 1, "grown", 8]))
-        nodes.append(helper.make_node("Concat", [past, "new"], [present], axis=2))
+        nodes.append(helper.make_node("Identity", ["cache"], [present]))
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "script", inputs, outputs, initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
