@@ -59,7 +59,13 @@ class RolloutControl:
                     await asyncio.sleep(_INTERVAL_S)
                 await self._wait()
         finally:
-            await asyncio.shield(asyncio.to_thread(self._leadership.resign))
+            await self._resign()
+
+    async def _resign(self) -> None:
+        try:
+            await asyncio.to_thread(self._leadership.resign)
+        except Exception as error:  # noqa: BLE001  without a database the lease ends by itself
+            _log.warning("lease not given up", error=str(error))
 
     async def _wait(self) -> None:
         try:
