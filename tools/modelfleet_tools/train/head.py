@@ -63,6 +63,7 @@ def train_head(
     from torch import nn  # noqa: PLC0415
 
     torch.manual_seed(_SEED)
+    torch.set_num_threads(1)  # layers this small lose more to the threads' barriers than they gain
     dimensions = train.vectors.shape[1]
     layers = (
         [nn.Linear(dimensions, hidden), nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(hidden, labels)]
