@@ -10,7 +10,7 @@ ARGS ?=
 PROTO_BASE = $(shell git diff --quiet main HEAD 2>/dev/null && git rev-parse HEAD~1 || git rev-parse main)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check images bench soak soak-restart soak-rollouts memory format clean
+.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check images bench bench-generate soak soak-restart soak-rollouts memory format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,10 @@ images: $(STAMP) ## Build the four images and serve a model from them; skipped w
 bench: $(STAMP) ## Measure against a bare ONNX Runtime loop; JSON=FILE also writes the figures
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[export]'
 	$(BIN)/python -m modelfleet_tools.bars $(if $(JSON),--json-file $(JSON)) $(ARGS)
+
+bench-generate: $(STAMP) ## Measure generated text against the bare engine; JSON=FILE also writes the figures
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[export]'
+	$(BIN)/python -m modelfleet_tools.bars.generation $(if $(JSON),--json-file $(JSON)) $(ARGS)
 
 soak: $(STAMP) ## Ten minutes of load while each service in turn is killed with -9
 	$(BIN)/python tests/load/kill_services.py $(ARGS)
