@@ -14,7 +14,7 @@ from modelfleet.runtime.errors import StateConflictError
 from modelfleet_tools.__main__ import app
 from typer.testing import CliRunner
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

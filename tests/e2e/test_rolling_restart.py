@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from load.rolling_restart import restart_in_turn
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 async def test_no_request_fails_while_a_tokenizer_and_a_worker_are_restarted(minilm_folder: Path) -> None:
