@@ -21,7 +21,7 @@ def smollm2(serving: Serving) -> Iterator[Serving]:
     push(serving.client, SAMPLES / "smollm2", "smollm2")
     yield serving
     serving.client.delete_alias("smollm2", "stable")
-    serving.client.delete_model_version("smollm2@1")
+    serving.client.delete_model_version("smollm2", 1)
 
 
 def test_the_capital_of_france_is_paris(smollm2: Serving) -> None:

@@ -271,7 +271,7 @@ async def test_other_tasks_are_told_where_to_go(fleet: Fleet) -> None:
 async def test_callers_that_leave_free_their_places_and_disturb_nobody(fleet: Fleet) -> None:
     async def leave(number: int) -> None:
         chooser = random.Random(number)
-        chunks = fleet.client.generate("words", token_ids=[5, 6, 7], max_tokens=3000, timeout_s=60)
+        chunks = fleet.client.generate("words", token_ids=[5, 6, 7], max_tokens=1000, timeout_s=60)
         async with aclosing(chunks):
             for _ in range(chooser.randrange(3)):
                 await anext(chunks)
