@@ -53,10 +53,10 @@ def stored(data_dir: Path) -> tuple[str, int]:
         return database.execute(query).fetchone()
 
 
-def let_somebody_else_lead(data_dir: Path) -> None:
+def let_somebody_else_lead(data_dir: Path, seconds: float) -> None:
     """Leave a lease that nobody renews; managers wait for its end before they lead."""
     with closing(sqlite3.connect(data_dir / "manager.db")) as database, database:
-        database.execute("INSERT INTO leases VALUES ('leader', 'somebody', 1, 2.0)")
+        database.execute("INSERT OR REPLACE INTO leases VALUES ('leader', 'somebody', 1, ?)", [seconds])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ async def test_a_manager_killed_at_any_state_goes_on_where_it_was(tmp_path: Path
     async with running_manager(tmp_path) as manager:
         await two_versions(manager)
     if state == "PENDING":
-        let_somebody_else_lead(tmp_path)
+        let_somebody_else_lead(tmp_path, 1000)
     async with AsyncExitStack() as stack:
         async with process(tmp_path) as (child, manager):
             first, second = await stack.enter_async_context(two_workers(manager))
@@ -93,6 +93,8 @@ async def test_a_manager_killed_at_any_state_goes_on_where_it_was(tmp_path: Path
             await child.wait()
         assert stored(tmp_path) == (state, 1 if state in BEFORE_THE_FLIP else 2)
 
+        if state == "PENDING":
+            let_somebody_else_lead(tmp_path, LEASE_S)
         port = int(manager.address.rpartition(":")[2])
         async with process(tmp_path, port) as (_, manager):
             second.slow, second.failing = set(), {2} if end == "FAILED" else set()
