@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from harness.small_disk import small_disk
 from modelfleet.manager.store import migrations
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import AssignmentRevisionRow, BlobRow, ModelVersionRow, Table
-from modelfleet.runtime.errors import StorageFullError, StorageUnreachableError
+from modelfleet.runtime.errors import DrainingError, StorageFullError, StorageUnreachableError
 from sqlalchemy import MetaData, create_engine, delete, make_url, select, text
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -96,6 +97,28 @@ def test_readers_and_writers_do_not_wait_for_one_another(database: Database) -> 
         assert reader.scalars(select(BlobRow)).all() == []  # sees one moment
     with database.reading() as reader:
         assert len(reader.scalars(select(BlobRow)).all()) == 1
+
+
+def test_closing_waits_for_who_is_at_work_and_refuses_who_comes_later(database: Database) -> None:
+    at_work, closing = threading.Event(), threading.Event()
+
+    def work() -> int:
+        with database.reading() as session:
+            at_work.set()
+            closing.wait()
+            return len(session.scalars(select(AssignmentRevisionRow)).all())
+
+    with ThreadPoolExecutor(2) as threads:
+        working = threads.submit(work)
+        at_work.wait()
+        closed = threads.submit(database.close)
+        with pytest.raises(TimeoutError):
+            closed.result(0.1)
+        closing.set()
+        closed.result(10)
+        assert working.result() == 1
+    with pytest.raises(DrainingError), database.writing():
+        pass
 
 
 def test_references_are_enforced(database: Database) -> None:

@@ -1,6 +1,7 @@
 """The database: SQLite or PostgreSQL by URL, brought to the newest schema, read and written in transactions."""
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,12 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from modelfleet.manager.store.tables import AssignmentRevisionRow
-from modelfleet.runtime.errors import ModelfleetError, StorageFullError, StorageUnreachableError
+from modelfleet.runtime.errors import DrainingError, ModelfleetError, StorageFullError, StorageUnreachableError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_TIMEOUT_MS = 30_000
 _CONNECT_TIMEOUT_S = 5
+_CLOSE_TIMEOUT_S = 30
 _BACKENDS = {"sqlite", "postgresql", "postgres"}
 _WRITES = "modelfleet_writes"
 _MIGRATION_LOCK = 0x6D6F64656C  # any number that nobody else in the database locks
@@ -58,6 +60,9 @@ class Database:
         self._engine = _sqlite_engine(parsed) if self.is_sqlite else _postgres_engine(parsed)
         self._writer = self._engine.execution_options(**{_WRITES: True})
         self._reader = self._engine
+        self._released = threading.Condition()
+        self._users = 0
+        self._closed = False
         if not self.is_sqlite:
             # A writer sees what the one before it committed while it waited for the lock; a reader sees one moment.
             self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -65,13 +70,13 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """Give a session that sees what was committed before."""
-        with _explained(), Session(self._reader) as session, session.begin():
+        with self._using(), Session(self._reader) as session, session.begin():
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """Give a session that commits when the block ends and rolls back when it raises; one at a time, everywhere."""
-        with _explained(), Session(self._writer) as session, session.begin():
+        with self._using(), Session(self._writer) as session, session.begin():
             # PostgreSQL waits here; SQLite has waited at BEGIN IMMEDIATE and knows no FOR UPDATE.
             session.execute(select(AssignmentRevisionRow).with_for_update())
             yield session
@@ -84,7 +89,7 @@ class Database:
         """Bring the schema to a revision, all in one transaction. Managers that start at once wait for one another."""
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        with _explained(), self._writer.begin() as connection:
+        with self._using(), self._writer.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
@@ -94,7 +99,7 @@ class Database:
         """Give SQLite's free pages back to the disk once they are many. PostgreSQL does so by itself (autovacuum)."""
         if not self.is_sqlite:
             return
-        with _explained(), self._engine.connect() as connection:
+        with self._using(), self._engine.connect() as connection:
             # Past SQLAlchemy, which would begin a transaction.
             cursor = connection.connection.cursor()
             (free,) = cursor.execute("PRAGMA freelist_count").fetchone()
@@ -106,8 +111,25 @@ class Database:
             cursor.close()
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, once threads that use one are done with it. Whoever comes later gets DrainingError."""
+        with self._released:
+            self._closed = True
+            self._released.wait_for(lambda: not self._users, timeout=_CLOSE_TIMEOUT_S)
         self._engine.dispose()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        with self._released:
+            if self._closed:
+                raise DrainingError("The manager is shutting down.")
+            self._users += 1
+        try:
+            with _explained():
+                yield
+        finally:
+            with self._released:
+                self._users -= 1
+                self._released.notify_all()
 
 
 def _sqlite_engine(url: URL) -> Engine:
