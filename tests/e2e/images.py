@@ -138,13 +138,13 @@ def logs(name: str) -> str:
     return done.stdout + done.stderr
 
 
-def tool(image: str, network: str, *arguments: str, mounts: Sequence[str] = ()) -> str:
+def tool(image: str, network: str, *arguments: str, options: Sequence[str] = ()) -> str:
     """Run `modelfleet` on the network and return its output."""
     targets = ("MODELFLEET_MANAGER=manager:8003", "MODELFLEET_TOKENIZER=tokenizer:8002")
     return docker(
         *("run", "--rm", "--network", network, *RESTRICTED),
         *(part for target in (*targets, "MODELFLEET_INFERENCE=inference:8001") for part in ("--env", target)),
-        *(part for mount in mounts for part in ("--volume", mount)),
+        *options,
         image,
         *arguments,
     )
@@ -158,8 +158,12 @@ def serve(images: dict[str, str], network: str) -> None:
         fetch_sample(sample, folder)
     report = json.loads(tool(images["tools"], network, "check", "--device", "cpu", "--json"))
     tell(f"modelfleet check: answered on {report['provider']} in {report['seconds']:.1f} s")
+    mount = ("--volume", f"{folder}:/models/pii:ro")
+    models = json.dumps([{"name": "pii", "alias": "stable", "source": "/models/pii"}])
+    job = (*mount, "--env", f"MODELFLEET_INITIAL_MODELS={models}", "--entrypoint", "python")
+    tool(images["tools"], network, "-m", "modelfleet_tools.initial_models", options=job)
     push = ("push", "/models/pii", "--name", "pii", "--alias", "stable", "--wait")
-    tell(tool(images["tools"], network, *push, mounts=[f"{folder}:/models/pii:ro"]))
+    tell(tool(images["tools"], network, *push, options=mount))
     began = time.monotonic()
     answer = json.loads(tool(images["tools"], network, "entities", "pii", TEXT, "--json"))
     found = {entity["label"]: entity["text"] for entity in answer["results"][0]["entities"]}
