@@ -30,7 +30,10 @@ def narrow(graph: Path, width: Width) -> None:
     with quiet():
         if width is Width.INT8:
             # Per channel: one scale for a whole matrix would lose its small rows.
-            quantize_dynamic(graph, graph, per_channel=True, weight_type=QuantType.QInt8)
+            model = onnx.load(graph)
+            # Shapes that the exporter noted of weights are no longer theirs once the quantizer has turned them.
+            del model.graph.value_info[:]
+            quantize_dynamic(model, graph, per_channel=True, weight_type=QuantType.QInt8)
         elif width is Width.INT4:
             from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # noqa: PLC0415
 

@@ -24,7 +24,8 @@ _TORCHSCRIPT_OPSET = 18
 # Larger messages than 2 GiB are not protobuf.
 _ONE_FILE_BYTES = 1_900_000_000
 _MISSING_OPERATOR = re.compile(
-    r"implementation for (?P<a>[\w.]+)|not a registered function/op|No Op registered for (?P<b>[\w.]+)"
+    r"implementation for (?P<kernel>[\w.:]+)|(?P<function>\S+?)(\(-?\d+\))? is not a registered function/op|"
+    r"No Op registered for (?P<schema>\w+)"
 )
 
 
@@ -155,7 +156,7 @@ def _refusal(path: Path, error: Exception) -> str:
     missing = _MISSING_OPERATOR.search(said)
     if missing is None:
         return f"ONNX Runtime refuses {path.name}: {said}"
-    operator = missing["a"] or missing["b"] or "an operator"
+    operator = next(name for name in missing.group("kernel", "function", "schema") if name)
     return (
         f"ONNX Runtime {ort.__version__} lacks the operator {operator} of {path.name}: {said} Write the module with "
         "operators that it has, or export for another opset."
