@@ -122,7 +122,8 @@ class Decoding:
     def _run(self) -> None:
         try:
             while self._wait():
-                self._deliver([*self._dropped(), *self._admitted(), *self._stepped()])
+                self._deliver([*self._dropped(), *self._admitted()])
+                self._step()
                 # A paged engine is kept for its prefixes; any other gives its cache back with its last sequence.
                 kept = [lane for lane in self._lanes if lane.sequences or (self._model.paged and lane.engine)]
                 self._lanes = kept
@@ -231,8 +232,8 @@ class Decoding:
             return one.options.logprobs
         return one.options.logprobs or one.seed is not None or len(one.prompt) > _BATCH_PROMPT_TOKENS
 
-    def _stepped(self) -> Step:
-        done: Step = []
+    def _step(self) -> None:
+        """Step each lane, and tell of each at once: what reads a long prompt comes last and takes longest."""
         reading = [lane for lane in self._lanes if isinstance(lane, GeneratorLane) and lane.reading]
         if reading:  # one piece of one prompt; its lane goes to the end, so that prompts take turns
             self._lanes.remove(reading[0])
@@ -242,13 +243,13 @@ class Decoding:
             if not lane.sequences or id(lane) in waiting:
                 continue
             try:
-                done += lane.step()
+                step = lane.step()
             except Exception as error:  # noqa: BLE001  whatever it is, this lane is lost, and it alone
                 _log.warning("a lane of the engine failed", model=self._name, exc_info=error)
                 failure = SessionFailureError("The engine failed while it generated. Retry.")
-                done += [(one, Progress(error=failure)) for one in lane.sequences]
+                step = [(one, Progress(error=failure)) for one in lane.sequences]
                 self._lanes = [other for other in self._lanes if other is not lane]
-        return done
+            self._deliver(step)
 
     def _deliver(self, step: Step) -> None:
         now = time.monotonic()
