@@ -52,7 +52,7 @@ def export(
     ] = 0,
     max_drift: Annotated[
         float | None,
-        typer.Option(min=0, help="Fail past it [fp32 0.001, fp16 0.01, int8 0.05, int4 0.1; none when pruned]."),
+        typer.Option(min=0, help="Fail past it [fp32 0.001, fp16 0.01, int8 0.08, int4 0.15; none when pruned]."),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Labelled texts: each step is measured on them, too.")] = None,
     text_column: Annotated[str, typer.Option(help="Of --data.")] = "text",
