@@ -93,7 +93,8 @@ def _shapes(source: Source, *, every: bool) -> Iterator[Mapping[str, int]]:
     """Yield sizes by axis. While other axes run over their sizes, the batch takes each small size in turn."""
     axes = {axis.name: axis for name in source.inputs for axis in source.varying(name).values()}
     others = {name: _sizes(axis, every=every) for name, axis in axes.items() if name != BATCH}
-    batches = [size for size in (1, 2, 3, _LARGEST_BATCH) if BATCH in axes] or [0]
+    # Of all lengths, small batches: what a size changes shows in two rows as in eight.
+    batches = [size for size in ((1, 2) if every else (1, 2, 3, _LARGEST_BATCH)) if BATCH in axes] or [0]
     steps = max([len(sizes) for sizes in others.values()], default=0)
     for step in range(max(steps, len(batches))):
         shape = {name: sizes[step % len(sizes)] for name, sizes in others.items()}
