@@ -48,6 +48,8 @@ def test_a_canary_that_fails_its_callers_is_taken_back_by_itself(serving: Servin
     deadline = time.monotonic() + 60
     while (found := client.get_rollout(rollout.rollout)).state in ("PENDING", "LOADING"):
         assert time.monotonic() < deadline, found
+    while ask(client):  # the worker follows the manager a moment later
+        assert time.monotonic() < deadline
 
     by_user = {user: [ask(client, affinity_key=user) for _ in range(2)] for user in map(str, range(40))}
     answers = [ask(client) for _ in range(200)]

@@ -237,4 +237,5 @@ async def test_an_unknown_version_ends_with_4(folder: str) -> None:
 async def test_samples_are_listed_with_their_licences() -> None:
     samples = json.loads((await run("samples", "list", "--json")).stdout)["samples"]
 
-    assert {one["name"]: one["license"] for one in samples} == {"pii": "CC-BY-4.0", "minilm": "Apache-2.0"}
+    licences = {"pii": "CC-BY-4.0", "minilm": "Apache-2.0", "smollm2": "Apache-2.0"}
+    assert {one["name"]: one["license"] for one in samples} == licences
