@@ -33,7 +33,13 @@ class Admission:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.draining = False
+
+    async def idle(self) -> None:
+        """Return once no call is under way."""
+        await self._idle.wait()
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -45,11 +51,14 @@ class Admission:
                 f"The server has {self._in_flight} calls under way, as many as max_concurrent_calls allows. Retry."
             )
         self._in_flight += 1
+        self._idle.clear()
         telemetry.RPC_IN_FLIGHT.set(self._in_flight)
         try:
             yield
         finally:
             self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
             telemetry.RPC_IN_FLIGHT.set(self._in_flight)
 
 

@@ -1,7 +1,9 @@
 """The gRPC server of every service: health, reflection, keepalive, limits, and a drain that loses nothing."""
 
 import asyncio
+import contextlib
 import signal
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -75,8 +77,13 @@ class Server:
         self._ending = True
         await asyncio.sleep(self._settings.drain_delay_s)  # a pause that is asked for, not a wait for something
         self._admission.draining = True
+        deadline = time.monotonic() + self._settings.drain_timeout_s
+        # gRPC answers some calls that come while it stops with CANCELLED, which no client retries: it is stopped only
+        # once running calls have ended, and refusals come from here until then.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._admission.idle(), self._settings.drain_timeout_s)
         self._health.end_watches()
-        await self.grpc.stop(self._settings.drain_timeout_s)
+        await self.grpc.stop(max(0.0, deadline - time.monotonic()))
         _log.info("stopped")
 
 
