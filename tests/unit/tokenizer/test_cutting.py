@@ -19,7 +19,7 @@ def test_truncation_fills_the_room_and_cuts_the_longer_half_first(first: int, se
     if min(cut) > 0:  # both were cut, so they were made alike
         assert abs(kept[0] - kept[1]) <= 1
     elif sum(cut):
-        assert cut.index(max(cut)) == (0 if first >= second else 1)  # the first where both are alike, as the library does
+        assert cut.index(max(cut)) == (0 if first >= second else 1)  # the first of two alike, as the library
 
 
 @given(length=st.integers(1, 500), data=st.data())
