@@ -10,7 +10,7 @@ ARGS ?=
 PROTO_BASE = $(shell git diff --quiet main HEAD 2>/dev/null && git rev-parse HEAD~1 || git rev-parse main)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check images bench bench-generate soak soak-restart soak-rollouts memory format clean
+.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check images bench bench-generate soak soak-restart soak-rollouts soak-outage memory format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -87,10 +87,13 @@ bench-generate: $(STAMP) ## Measure generated text against the bare engine; JSON
 	$(BIN)/python -m modelfleet_tools.bars.generation $(if $(JSON),--json-file $(JSON)) $(ARGS)
 
 soak: $(STAMP) ## Ten minutes of load while each service in turn is killed with -9
-	$(BIN)/python tests/load/kill_services.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m load.kill_services $(ARGS)
 
 soak-restart: $(STAMP) ## Restart every replica of every service in turn, under load
-	$(BIN)/python tests/load/rolling_restart.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m load.rolling_restart $(ARGS)
+
+soak-outage: $(STAMP) ## Five minutes without a manager, under load
+	PYTHONPATH=tests $(BIN)/python -m load.manager_outage $(ARGS)
 
 memory: $(STAMP) ## What sessions take of memory, and what unloading gives back
 	$(BIN)/python tests/load/session_memory.py $(ARGS)

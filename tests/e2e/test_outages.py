@@ -1,5 +1,7 @@
 """Each service killed with -9: callers are told, nothing stored is lost, and it works again after the restart."""
 
+import json
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -77,6 +79,25 @@ def test_a_worker_that_was_killed_serves_its_last_assignment_without_manager_or_
     assert answers(serving.client)
     serving.cluster.restart(Service.MANAGER)
     assert answers(serving.client)
+
+
+def test_a_model_that_nobody_has_asked_before_is_answered_without_a_manager(
+    serving: Serving, pii_folder: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(pii_folder, tmp_path / "pii")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1))  # another digest, the same tokens
+    push(serving.client, other, "pii-unasked")
+    kill(serving.cluster, Service.MANAGER)
+    kill(serving.cluster, Service.INFERENCE)
+    kill(serving.cluster, Service.TOKENIZER)
+    serving.cluster.restart(Service.TOKENIZER)
+    serving.cluster.restart(Service.INFERENCE)
+
+    (result,) = serving.client.extract_entities("pii-unasked", ["My name is Ada Lovelace."]).results
+
+    assert [entity.text for entity in result.entities] == ["Ada", "Lovelace"]
+    serving.cluster.restart(Service.MANAGER)
 
 
 def test_a_cluster_started_again_on_its_data_serves_what_it_served(tmp_path: Path, pii_folder: Path) -> None:

@@ -61,7 +61,7 @@ class AssigningManager(worker_service_pb2_grpc.WorkerServiceServicer, model_serv
     async def WatchAssignments(  # noqa: N802  as in the contract
         self, _request: Any, _context: Any
     ) -> AsyncIterator[worker_service_pb2.WatchAssignmentsResponse]:
-        sent = 0
+        sent = -1  # the first snapshot is sent at once, also an empty one
         while True:
             async with self._changed:
                 while self._assignment.revision == sent:

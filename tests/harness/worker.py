@@ -27,7 +27,7 @@ from modelfleet.tokenizer.__main__ import tokenizing
 
 from harness.assigning_manager import AssigningManager
 from harness.graphs import SampleBundle
-from harness.serving import serving
+from harness.serving import serving, until_serving
 
 _QUICK = {"host": "127.0.0.1", "port": 0, "drain_delay_s": 0, "drain_timeout_s": 2}
 _RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -103,6 +103,7 @@ async def running_tokenizer(manager: str, directory: Path, *, port: int = 0) -> 
     """Run the tokenizer service until the block ends; gives its address."""
     settings = {**_QUICK, "port": port, "manager": manager, "cache_dir": directory, "encoder_threads": 1}
     async with tokenizing(TokenizerSettings(**settings)) as server:
+        await until_serving(f"127.0.0.1:{server.port}")
         yield f"127.0.0.1:{server.port}"
 
 

@@ -27,6 +27,7 @@ from modelfleet.bundle.manifest import Task
 from modelfleet.inference.__main__ import Settings, working
 from modelfleet.inference.agent import Agent
 from modelfleet.runtime.errors import (
+    ManagerUnreachableError,
     ModelLoadingError,
     OverloadedError,
     TokenizerUnreachableError,
@@ -105,6 +106,23 @@ async def test_while_the_tokenizer_is_away_texts_are_unavailable_and_token_ids_a
             async with running_tokenizer(manager, tmp_path / "t", port=port), asyncio.timeout(DEADLINE_S):
                 while not await embeds(worker):  # noqa: ASYNC110  the worker tells of it only when asked
                     await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+async def test_a_tokenizer_that_only_the_manager_has_is_unavailable_while_the_manager_is_away(tmp_path: Path) -> None:
+    async with running_manager() as (_, manager):
+        pass  # gone
+    async with (
+        running_tokenizer(manager, tmp_path / "t") as tokenizer,
+        running_worker(tmp_path, tokenizer=tokenizer) as worker,
+    ):
+        await worker.serve(MODELS)
+
+        call = worker.inference.Embed(EMBED, timeout=DEADLINE_S)
+        message = r"is not here yet, and the manager cannot be reached .*Retry\."
+        error = await within_deadline(refused(worker, call, StatusCode.UNAVAILABLE, message))
+
+    assert isinstance(error, ManagerUnreachableError)
 
 
 async def embeds(worker: Worker) -> bool:

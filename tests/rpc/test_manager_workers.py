@@ -81,6 +81,16 @@ async def test_watch_tells_every_kind_of_change_with_a_greater_revision(manager:
     assert revisions == sorted(set(revisions))
 
 
+async def test_an_onlooker_watches_as_workers_do_and_counts_as_none(manager: Manager) -> None:
+    await push(manager, "pii", {"model.onnx": b"1"}, alias="stable")
+
+    call = manager.workers.WatchAssignments(pb.WatchAssignmentsRequest())
+    assignment = await newest(call)
+    call.cancel()
+
+    assert numbers(assignment) == [("pii", 1)]
+
+
 async def test_what_changes_no_assignment_is_not_sent(manager: Manager) -> None:
     await push(manager, "pii", {"model.onnx": b"1"}, alias="stable")
     call = watch(manager)

@@ -17,10 +17,12 @@ from harness import graphs
 from harness.assigning_manager import AssigningManager
 from harness.golden import affine_example, with_golden
 from harness.serving import serving
+from harness.worker import running_worker, still_embeds
 from modelfleet.api.manager.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from modelfleet.api.manager.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from modelfleet.api.oip.v2 import open_inference_pb2
 from modelfleet.api.oip.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from modelfleet.bundle.manifest import Task
 from modelfleet.client import AsyncClient
 from modelfleet.inference import session
 from modelfleet.inference.__main__ import Settings, working
@@ -242,3 +244,16 @@ async def test_a_fatal_device_error_sends_callers_elsewhere_and_fails_readiness_
         assert await worker.status("") == NOT_SERVING
         assert not (await worker.open_inference.ServerLive(open_inference_pb2.ServerLiveRequest())).live
         assert not (await worker.open_inference.ServerReady(open_inference_pb2.ServerReadyRequest())).ready
+
+
+async def test_a_version_whose_tokenizer_the_tokenizer_service_cannot_use_is_never_ready(tmp_path: Path) -> None:
+    good = graphs.text_bundle(graphs.embedder(), Task.EMBED)
+    bad = graphs.text_bundle(graphs.embedder(), Task.EMBED, tokenizer=b'{"model": "none"}')
+    async with running_worker(tmp_path) as worker:
+        await worker.manager.assign({"embedder@1": good, "embedder@2": bad}, {"embedder": 1})
+
+        report = await worker.manager.reported("embedder@2", "FAILED")
+
+        assert "is no tokenizer.json that can be used" in report.reason
+        await worker.manager.reported("embedder@1", "READY")
+        await still_embeds(worker)

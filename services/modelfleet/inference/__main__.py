@@ -135,11 +135,14 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
         generation = GenerationSettings(
             settings.max_streams, settings.generation_cache_bytes, settings.max_queue_tokens
         )
+        tokenizer = TokenizerClient(tokenizer_channel)
         loader = Loader(
-            cache, manager.download, engine, options, settings.batch_limits, budget=budget, generation=generation
+            *(cache, manager.download, engine, options, settings.batch_limits),
+            budget=budget,
+            generation=generation,
+            check_tokenizer=tokenizer.check,
         )
         agent = Agent(served, loader, engine, cache, manager, max_loaded_versions=settings.max_loaded_versions)
-        tokenizer = TokenizerClient(tokenizer_channel)
         tokenization = Tokenization(tokenizer)
         limits = RequestLimits(settings.max_texts, settings.max_text_bytes)
         pipeline = Pipeline(served, manager, tokenization, engine, limits)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import structlog
@@ -41,7 +41,11 @@ class _Proof:
 
 
 class Loader:
-    """Makes loaded models. One at a time is verified and warmed, so that loading takes little from serving."""
+    """
+    Makes loaded models. One at a time is verified and warmed, so that loading takes little from serving.
+
+    `check_tokenizer` raises InvalidBundleError for a tokenizer that the tokenizer service cannot use.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Loader:
         *,
         budget: MemoryBudget,
         generation: GenerationSettings = GenerationSettings(),  # noqa: B008  it is frozen
+        check_tokenizer: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._cache = cache
         self._engine = engine
@@ -61,6 +66,7 @@ class Loader:
         self._limits = limits
         self._budget = budget
         self._generation = generation
+        self._check_tokenizer = check_tokenizer
         self._one_at_a_time = asyncio.Lock()
 
     async def load(self, assigned: AssignedVersion, entered: Callable[[VersionState], None]) -> HeldModel:
@@ -72,6 +78,8 @@ class Loader:
         """
         for file in assigned.bundle.files:
             await self._cache.fetch(file, self._download)
+        if self._check_tokenizer and (digest := assigned.bundle.tokenizer_digest):
+            await self._check_tokenizer(digest)
         async with self._one_at_a_time:
             entered(VersionState.VERIFYING)
             started = time.monotonic()

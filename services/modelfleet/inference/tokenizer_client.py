@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import grpc
 import numpy as np
+import structlog
 from google.protobuf.message import Message
 
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
@@ -14,10 +15,20 @@ from modelfleet.client.errors import from_rpc_error
 from modelfleet.inference.generation.answering import Turn
 from modelfleet.inference.tokenization import TokenizeOptions
 from modelfleet.inference.tokens import Tokens
-from modelfleet.runtime.errors import DeadlineExpiredError, TokenizerUnreachableError
+from modelfleet.runtime.errors import (
+    DeadlineExpiredError,
+    InvalidBundleError,
+    ManagerUnreachableError,
+    ModelfleetError,
+    TokenizerUnreachableError,
+)
 from modelfleet.runtime.telemetry import outgoing_metadata
 
 R = TypeVar("R")
+
+_CHECK_TIMEOUT_S = 30.0
+
+_log = structlog.get_logger()
 
 
 class TokenizerClient:
@@ -29,7 +40,12 @@ class TokenizerClient:
     async def tokenize(
         self, options: TokenizeOptions, texts: Sequence[str], pairs: Sequence[str], timeout_s: float
     ) -> Tokens:
-        """Return the windows of all texts. Raises TokenizerUnreachableError, or what the service raised."""
+        """
+        Return the windows of all texts.
+
+        Raises TokenizerUnreachableError, ManagerUnreachableError where the service lacks the tokenizer and cannot fetch
+        it, or what else the service raised.
+        """
         request = tokenizer_pb2.TokenizeRequest(
             tokenizer_digest=options.tokenizer_digest,
             texts=texts,
@@ -61,12 +77,29 @@ class TokenizerClient:
         )
         return (await _answered(self._stub.RenderChat, request, timeout_s)).text
 
+    async def check(self, digest: str) -> None:
+        """
+        Have the service load a tokenizer. Raises InvalidBundleError where it cannot use it.
+
+        A service that is away says nothing of the tokenizer, and does not keep a model from callers that send ids.
+        """
+        request = tokenizer_pb2.GetTokenizerRequest(tokenizer_digest=digest)
+        try:
+            await _answered(self._stub.GetTokenizer, request, _CHECK_TIMEOUT_S)
+        except InvalidBundleError:
+            raise
+        except ModelfleetError as error:
+            _log.warning("tokenizer not checked", digest=digest, error=error.message)
+
 
 async def _answered(method: "grpc.aio.UnaryUnaryMultiCallable[Any, R]", request: Message, timeout_s: float) -> R:
     timeout = timeout_s if math.isfinite(timeout_s) else None
     try:
         return await method(request, timeout=timeout, metadata=outgoing_metadata())
     except grpc.RpcError as error:
+        translated = from_rpc_error(error)
+        if isinstance(translated, ManagerUnreachableError):  # the service is there, and lacks what only the manager has
+            raise translated from error
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             raise TokenizerUnreachableError(
                 f"The tokenizer service cannot be reached ({error.details()}). Retry."
@@ -74,7 +107,7 @@ async def _answered(method: "grpc.aio.UnaryUnaryMultiCallable[Any, R]", request:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             message = "The deadline passed while the text was tokenized. Allow more time."
             raise DeadlineExpiredError(message) from error
-        raise from_rpc_error(error) from error
+        raise translated from error
 
 
 def _tokens(response: tokenizer_pb2.TokenizeResponse) -> Tokens:

@@ -109,7 +109,14 @@ class Workers:
 
     @contextmanager
     def watching(self, worker: str, pool: str) -> Iterator[None]:
-        """Note that a worker watches assignments until the block ends. Raises InvalidInputError for bad names."""
+        """
+        Note that a worker watches assignments until the block ends; onlookers have neither name.
+
+        Raises InvalidInputError for bad names.
+        """
+        if not worker and not pool:
+            yield
+            return
         _check_names(worker, pool)
         _log.info("worker joined", worker=worker, pool=pool)
         try:

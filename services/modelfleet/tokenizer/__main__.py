@@ -1,5 +1,7 @@
 """Starts the tokenizer service."""
 
+import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +19,7 @@ from modelfleet.tokenizer.disk_cache import DiskCache
 from modelfleet.tokenizer.encoding_threads import EncodingThreads
 from modelfleet.tokenizer.limits import Limits
 from modelfleet.tokenizer.manager_client import ManagerClient
+from modelfleet.tokenizer.prefetching import Prefetching
 from modelfleet.tokenizer.servicer import TokenizerServicer
 from modelfleet.tokenizer.tokenizers import TokenizerStore
 
@@ -31,9 +34,9 @@ class Settings(ServerSettings):
     metrics_port: int = Field(default=9002, ge=0, le=65535)
     """Port of Prometheus metrics; 0 picks a free one."""
     manager: str = "localhost:8003"
-    """Address of the manager, which is asked for tokenizers that are not cached."""
+    """Address of the manager, which sends the tokenizers of assigned models and of those that are asked for."""
     manager_timeout_s: float = Field(default=30, gt=0)
-    """Longest time that the manager may take to send a tokenizer."""
+    """Longest time that the manager may take to send a tokenizer, and that readiness waits for it at the start."""
     cache_dir: Path = Path("~/.cache/modelfleet")
     """Directory whose folder `tokenizers` keeps tokenizers by digest, so that a restart needs no manager."""
     cached_tokenizers: int = Field(default=64, ge=1)
@@ -61,6 +64,7 @@ async def tokenizing(settings: Settings) -> AsyncIterator[Server]:
     async with open_async_channel(settings.manager, retry=False) as channel:
         manager = ManagerClient(channel, timeout_s=settings.manager_timeout_s, max_bytes=settings.max_tokenizer_bytes)
         store = TokenizerStore(manager.fetch, disk, settings.cached_tokenizers)
+        prefetching = Prefetching(manager.needed, store.hold)
         chats = Chats(store.content, settings.chat_timeout_s)
         server = Server(settings, SERVICES)
         servicer = TokenizerServicer(
@@ -70,14 +74,25 @@ async def tokenizing(settings: Settings) -> AsyncIterator[Server]:
         )
         tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server.grpc)
         await server.start()
-        # Ready without the manager: what is cached can be served, and the rest says UNAVAILABLE.
-        await server.set_serving(serving=True)
+        prefetching_task = asyncio.create_task(prefetching.run(), name="prefetching")
+        ready_task = asyncio.create_task(_say_ready(server, prefetching, settings.manager_timeout_s), name="ready")
         try:
             yield server
         finally:
+            ready_task.cancel()
             await server.drain()
+            prefetching_task.cancel()
+            await asyncio.wait({prefetching_task})
             threads.close()
             await chats.close()
+
+
+async def _say_ready(server: Server, prefetching: Prefetching, timeout_s: float) -> None:
+    """Be ready without the manager, too: what is cached can be served, and the rest says UNAVAILABLE."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await prefetching.settled.wait()
+    await server.set_serving(serving=True)
 
 
 async def serve(settings: Settings) -> None:

@@ -1,13 +1,20 @@
-"""The manager, as far as the tokenizer service needs it: blobs by digest, and a model's tokenizer."""
+"""The manager, as far as the tokenizer service needs it: blobs by digest, a model's tokenizer, what is assigned."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import grpc
+import structlog
 
-from modelfleet.api.manager.v1 import model_service_pb2, model_service_pb2_grpc
+from modelfleet.api.manager.v1 import (
+    model_service_pb2,
+    model_service_pb2_grpc,
+    worker_service_pb2,
+    worker_service_pb2_grpc,
+)
 from modelfleet.bundle.bundle import Bundle, BundleFile
 from modelfleet.bundle.manifest import Manifest
 from modelfleet.bundle.reference import ModelReference
@@ -22,9 +29,16 @@ from modelfleet.runtime.errors import (
     UnavailableError,
 )
 from modelfleet.runtime.telemetry import outgoing_metadata
+from modelfleet.tokenizer.prefetching import Kind, NeededFile
 
 if TYPE_CHECKING:
     ModelServiceStub = model_service_pb2_grpc.ModelServiceAsyncStub
+    WorkerServiceStub = worker_service_pb2_grpc.WorkerServiceAsyncStub
+
+_log = structlog.get_logger()
+
+_RECONNECT_S = 0.5
+_LAST_RECONNECT_S = 30.0
 
 
 class ManagerClient:
@@ -32,6 +46,7 @@ class ManagerClient:
 
     def __init__(self, channel: grpc.aio.Channel, *, timeout_s: float, max_bytes: int) -> None:
         self._manager: ModelServiceStub = model_service_pb2_grpc.ModelServiceStub(channel)
+        self._workers: WorkerServiceStub = worker_service_pb2_grpc.WorkerServiceStub(channel)
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
 
@@ -57,6 +72,25 @@ class ManagerClient:
         except grpc.RpcError as error:
             raise _translated(error, digest) from error
         return bytes(content)
+
+    async def needed(self) -> AsyncIterator[frozenset[NeededFile] | None]:
+        """
+        Yield the files that assigned versions need here, at once and after each change, for ever.
+
+        None says that the manager cannot be asked; a lost connection is made again.
+        """
+        pause = _RECONNECT_S
+        while True:
+            try:
+                async for response in self._workers.WatchAssignments(worker_service_pb2.WatchAssignmentsRequest()):
+                    pause = _RECONNECT_S
+                    versions = response.assignment.model_versions
+                    yield frozenset(file for version in versions for file in _needed(version))
+            except grpc.RpcError as error:
+                _log.info("assignments not watched", error=from_rpc_error(error).message, retry_s=pause)
+                yield None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LAST_RECONNECT_S)
 
     async def tokenizer_digest(self, reference: ModelReference) -> str:
         """
@@ -90,9 +124,28 @@ class ManagerClient:
             )
         except grpc.RpcError as error:
             raise _translated(error) from error
-        version = response.model_version
-        files = tuple(BundleFile(file.path, file.sha256, file.size) for file in version.files)
-        return f"{version.model}@{version.model_version}", Bundle(files, Manifest.from_json(version.manifest_json))
+        return _name(response.model_version), _bundle(response.model_version)
+
+
+def _name(version: model_service_pb2.ModelVersion) -> str:
+    return f"{version.model}@{version.model_version}"
+
+
+def _bundle(version: model_service_pb2.ModelVersion) -> Bundle:
+    files = tuple(BundleFile(file.path, file.sha256, file.size) for file in version.files)
+    return Bundle(files, Manifest.from_json(version.manifest_json))
+
+
+def _needed(version: model_service_pb2.ModelVersion) -> Iterator[NeededFile]:
+    try:
+        bundle = _bundle(version)
+    except InvalidBundleError as error:  # a manifest that this release does not know
+        _log.warning("version not understood", version=_name(version), error=error.message)
+        return
+    if digest := bundle.tokenizer_digest:
+        yield NeededFile(Kind.TOKENIZER, digest)
+    if digest := bundle.chat_template_digest:
+        yield NeededFile(Kind.CHAT_TEMPLATE, digest)
 
 
 def _translated(error: grpc.RpcError, digest: str = "") -> ModelfleetError:
@@ -103,5 +156,6 @@ def _translated(error: grpc.RpcError, digest: str = "") -> ModelfleetError:
             field="tokenizer_digest",
         )
     if isinstance(translated, UnavailableError | DeadlineExpiredError):
-        return ManagerUnreachableError(f"The manager cannot be reached ({translated.message}). Retry.")
+        lacks = f"Blob {digest} is not here yet, and the" if digest else "The"
+        return ManagerUnreachableError(f"{lacks} manager cannot be reached ({translated.message}). Retry.")
     return translated

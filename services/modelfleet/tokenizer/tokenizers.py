@@ -12,6 +12,7 @@ from modelfleet.bundle.bundle import check_sha256
 from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, ManagerUnreachableError
 from modelfleet.tokenizer import metrics
 from modelfleet.tokenizer.disk_cache import DiskCache, check_content
+from modelfleet.tokenizer.prefetching import Kind, NeededFile
 
 _log = structlog.get_logger()
 
@@ -101,6 +102,13 @@ class TokenizerStore:
         _check_digest(digest)
         content, _ = await self._content(digest)
         return content
+
+    async def hold(self, file: NeededFile) -> None:
+        """Bring a file here for requests to come: a tokenizer into memory, a chat template onto the disk."""
+        if file.kind is Kind.TOKENIZER:
+            await self.get(file.digest)
+        else:
+            await self.content(file.digest)
 
     async def _content(self, digest: str) -> tuple[bytes, str]:
         content = await asyncio.to_thread(self._disk.read, digest)

@@ -22,16 +22,16 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class WatchAssignmentsRequest(_message.Message):
-    """A worker's subscription."""
+    """A subscription: a worker's, or with neither name that of an onlooker, such as the tokenizer service."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKER_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
-    """Name of the worker, unique while it lives; the pod's name on Kubernetes."""
+    """Name of the worker, unique while it lives; the pod's name on Kubernetes. Empty for an onlooker."""
     pool: _builtins.str
-    """Name of its pool."""
+    """Name of its pool. Empty for an onlooker."""
     def __init__(
         self,
         *,
