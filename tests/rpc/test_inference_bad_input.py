@@ -132,8 +132,13 @@ async def test_embed_refuses(worker: Worker, given: dict[str, Any], field: str, 
             r"30 tokens and is repeated whole in each window of 16",
         ),
         ("ListServedModels", pb.ListServedModelsRequest(page_size=-1), "page_size", "page_size is -1"),
-        ("ListServedModels", pb.ListServedModelsRequest(page_token="?"), "page_token", "'[?]' is no page token"),
-        ("ListServedModels", pb.ListServedModelsRequest(page_token="eA=="), "page_token", "is no page token"),
+        (
+            "ListServedModels",
+            pb.ListServedModelsRequest(page_token="?"),
+            "page_token",
+            "page_token '[?]' is not one that this list",
+        ),
+        ("ListServedModels", pb.ListServedModelsRequest(page_token="eA=="), "page_token", "is not one that this list"),
     ],
 )
 async def test_other_calls_refuse(worker: Worker, rpc: str, request_: Any, field: str, message: str) -> None:

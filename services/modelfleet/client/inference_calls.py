@@ -26,10 +26,11 @@ from modelfleet.client.answers import (
     TextEntities,
     TextUsage,
 )
+from modelfleet.client.datatypes import Array
 from modelfleet.client.packing import as_ids, pack_sequences, unpack_vectors
 from modelfleet.client.splitting import ask_in_parts, parts, text_sizes
 from modelfleet.client.steps import Method, Procedure, Service, ask, pause
-from modelfleet.client.tensors import Array, infer_outputs, infer_request
+from modelfleet.client.tensors import infer_outputs, infer_request
 from modelfleet.runtime.errors import (
     DeadlineExpiredError,
     InvalidInputError,

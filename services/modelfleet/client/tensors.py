@@ -1,37 +1,14 @@
-"""Tensors of the Open Inference Protocol from and to numpy."""
+"""Tensors of the Open Inference Protocol from and to numpy, as a client sends and gets them."""
 
-import struct
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, TypeAlias
+from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from modelfleet.api.oip.v2 import open_inference_pb2 as pb
+from modelfleet.client.datatypes import BYTES, DATATYPES, Array, bytes_array, datatype, from_raw, to_raw
 from modelfleet.runtime.errors import InvalidInputError
 
-Array: TypeAlias = npt.NDArray[Any]
-
-# The protocol's name of a type, numpy's, and the field of InferTensorContents that holds it when it is not sent raw.
-_NUMERIC: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "BOOL": ("?", "bool_contents"),
-        "INT8": ("<i1", "int_contents"),
-        "INT16": ("<i2", "int_contents"),
-        "INT32": ("<i4", "int_contents"),
-        "INT64": ("<i8", "int64_contents"),
-        "UINT8": ("<u1", "uint_contents"),
-        "UINT16": ("<u2", "uint_contents"),
-        "UINT32": ("<u4", "uint_contents"),
-        "UINT64": ("<u8", "uint64_contents"),
-        "FP16": ("<f2", ""),
-        "FP32": ("<f4", "fp32_contents"),
-        "FP64": ("<f8", "fp64_contents"),
-    }
-)
-_BY_DTYPE = {np.dtype(name): datatype for datatype, (name, _) in _NUMERIC.items()}
-_LENGTH = struct.Struct("<I")
+_BFLOAT16 = "BF16"  # numpy has none; arrays of the package ml_dtypes are sent, and what arrives becomes float32
 
 
 def infer_request(model: str, model_version: str, inputs: Mapping[str, Array]) -> pb.ModelInferRequest:
@@ -39,9 +16,8 @@ def infer_request(model: str, model_version: str, inputs: Mapping[str, Array]) -
     request = pb.ModelInferRequest(model_name=model, model_version=model_version)
     for name, value in inputs.items():
         array = np.asarray(value)
-        datatype = _datatype(name, array)
-        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        request.raw_input_contents.append(_raw(datatype, array))
+        request.inputs.add(name=name, datatype=_datatype(name, array), shape=array.shape)
+        request.raw_input_contents.append(to_raw(array.astype(object) if array.dtype.kind in "SU" else array))
     return request
 
 
@@ -55,61 +31,34 @@ def infer_outputs(response: pb.ModelInferResponse) -> dict[str, Array]:
 
 
 def _datatype(name: str, array: Array) -> str:
-    if array.dtype.kind in "OSU":
-        return "BYTES"
-    if array.dtype.name == "bfloat16":  # of the package ml_dtypes; numpy has none
-        return "BF16"
-    datatype = _BY_DTYPE.get(array.dtype.newbyteorder("<"))
-    if datatype is None:
+    if array.dtype.kind in "SU":
+        return BYTES
+    if array.dtype.name == "bfloat16":
+        return _BFLOAT16
+    try:
+        found = datatype(array.dtype)
+    except KeyError:
         raise InvalidInputError(
             f"The input {name!r} has the dtype {array.dtype}, which cannot be sent. "
             "Use booleans, integers, floats of 16 to 64 bits, or strings.",
             field=name,
-        )
-    return datatype
+        ) from None
+    if found == BYTES:
+        for element in array.ravel():
+            if not isinstance(element, bytes | str):
+                raise InvalidInputError(f"A BYTES tensor holds texts or bytes, not {element!r}. Convert it first.")
+    return found
 
 
-def _raw(datatype: str, array: Array) -> bytes:
-    if datatype == "BYTES":
-        return b"".join(_prefixed(element) for element in array.ravel())
-    if datatype == "BF16":
-        return array.tobytes()
-    return np.ascontiguousarray(array, _NUMERIC[datatype][0]).tobytes()
-
-
-def _prefixed(element: object) -> bytes:
-    if not isinstance(element, bytes | str):
-        raise InvalidInputError(f"A BYTES tensor holds texts or bytes, not {element!r}. Convert it first.")
-    data = element.encode() if isinstance(element, str) else element
-    return _LENGTH.pack(len(data)) + data
-
-
-def _from_raw(datatype: str, raw: bytes) -> Array:
-    if datatype == "BYTES":
-        return _object_array(list(_elements(raw)))
-    if datatype == "BF16":  # the upper half of a float32
+def _from_raw(name: str, raw: bytes) -> Array:
+    if name == _BFLOAT16:  # the upper half of a float32
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-    dtype = np.dtype(_NUMERIC[datatype][0])
-    return np.frombuffer(raw, dtype).astype(dtype.newbyteorder("="))
-
-
-def _elements(raw: bytes) -> Iterator[bytes]:
-    position = 0
-    while position < len(raw):
-        (length,) = _LENGTH.unpack_from(raw, position)
-        position += _LENGTH.size
-        yield raw[position : position + length]
-        position += length
+    dtype, _ = DATATYPES[name]
+    array = from_raw(raw, dtype)
+    return array if dtype.hasobject else array.astype(dtype.newbyteorder("="))
 
 
 def _from_contents(tensor: pb.ModelInferResponse.InferOutputTensor) -> Array:
-    if tensor.datatype == "BYTES":
-        return _object_array(list(tensor.contents.bytes_contents))
-    dtype, field = _NUMERIC[tensor.datatype]
-    return np.array(getattr(tensor.contents, field), dtype)
-
-
-def _object_array(elements: list[bytes]) -> Array:
-    array = np.empty(len(elements), object)
-    array[:] = elements
-    return array
+    dtype, field = DATATYPES[tensor.datatype]
+    elements = getattr(tensor.contents, field)
+    return bytes_array(list(elements)) if dtype.hasobject else np.array(elements, dtype)

@@ -9,10 +9,11 @@ import grpc
 from modelfleet.api.oip.v2 import model_config_pb2, open_inference_pb2_grpc
 from modelfleet.api.oip.v2 import open_inference_pb2 as pb
 from modelfleet.bundle.reference import ModelReference
+from modelfleet.client.datatypes import datatype
 from modelfleet.inference import oip_models
 from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.models import HeldModel
-from modelfleet.inference.oip_tensors import datatype, read_inputs, write_outputs
+from modelfleet.inference.oip_tensors import read_inputs, write_outputs
 from modelfleet.inference.pipeline import Pipeline
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.servicer import deadline

@@ -1,42 +1,15 @@
 """Tensors of the Open Inference Protocol from and to numpy, on the server's side: nothing that arrives is trusted."""
 
 import math
-import struct
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from modelfleet.api.oip.v2 import open_inference_pb2 as pb
+from modelfleet.client.datatypes import DATATYPES, as_bytes, bytes_array, datatype, from_raw, to_raw
 from modelfleet.inference.tensor_spec import Array
 from modelfleet.runtime.errors import InvalidInputError
-
-# The protocol's name of a type, numpy's, and the field of InferTensorContents that holds it when it is not sent raw.
-_TYPES: Mapping[str, tuple[np.dtype[Any], str]] = MappingProxyType(
-    {
-        "BOOL": (np.dtype("?"), "bool_contents"),
-        "INT8": (np.dtype("<i1"), "int_contents"),
-        "INT16": (np.dtype("<i2"), "int_contents"),
-        "INT32": (np.dtype("<i4"), "int_contents"),
-        "INT64": (np.dtype("<i8"), "int64_contents"),
-        "UINT8": (np.dtype("<u1"), "uint_contents"),
-        "UINT16": (np.dtype("<u2"), "uint_contents"),
-        "UINT32": (np.dtype("<u4"), "uint_contents"),
-        "UINT64": (np.dtype("<u8"), "uint64_contents"),
-        "FP16": (np.dtype("<f2"), ""),
-        "FP32": (np.dtype("<f4"), "fp32_contents"),
-        "FP64": (np.dtype("<f8"), "fp64_contents"),
-        "BYTES": (np.dtype(np.object_), "bytes_contents"),
-    }
-)
-_NAMES = {dtype: name for name, (dtype, _) in _TYPES.items()}
-_LENGTH = struct.Struct("<I")
-
-
-def datatype(dtype: np.dtype[Any]) -> str:
-    """Return the protocol's name of a dtype; object arrays hold BYTES."""
-    return _NAMES[dtype]
 
 
 def read_inputs(request: pb.ModelInferRequest) -> dict[str, Array]:
@@ -76,23 +49,21 @@ def write_outputs(
     for name, array in chosen.items():
         tensor = response.outputs.add(name=name, datatype=datatype(array.dtype), shape=array.shape)
         if raw:
-            response.raw_output_contents.append(_raw(array))
+            response.raw_output_contents.append(to_raw(array))
         else:
-            elements = map(_as_bytes, array.ravel()) if array.dtype.hasobject else array.ravel().tolist()
-            getattr(tensor.contents, _TYPES[tensor.datatype][1]).extend(elements)
+            elements = map(as_bytes, array.ravel()) if array.dtype.hasobject else array.ravel().tolist()
+            getattr(tensor.contents, DATATYPES[tensor.datatype][1]).extend(elements)
 
 
 def text_array(texts: Sequence[str]) -> Array:
     """Return an object array of UTF-8 bytes, as BYTES outputs are held."""
-    array = np.empty(len(texts), object)
-    array[:] = [text.encode() for text in texts]
-    return array
+    return bytes_array([text.encode() for text in texts])
 
 
 def _read(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> Array:
-    if tensor.datatype not in _TYPES:
+    if tensor.datatype not in DATATYPES:
         raise InvalidInputError(
-            f"The input {tensor.name!r} has the datatype {tensor.datatype!r}. Use one of {', '.join(_TYPES)}.",
+            f"The input {tensor.name!r} has the datatype {tensor.datatype!r}. Use one of {', '.join(DATATYPES)}.",
             field="inputs",
         )
     shape = tuple(tensor.shape)
@@ -100,20 +71,26 @@ def _read(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> A
         raise InvalidInputError(
             f"The input {tensor.name!r} has the shape {list(shape)}; no size is negative.", field="inputs"
         )
-    dtype, field = _TYPES[tensor.datatype]
+    dtype, field = DATATYPES[tensor.datatype]
     if raw is None:
         if not field:
             raise InvalidInputError(
                 f"The input {tensor.name!r} is FP16, which is sent in raw_input_contents.", field="inputs"
             )
         elements: Any = getattr(tensor.contents, field)
-        array = _bytes_array(list(elements)) if dtype.hasobject else _numbers(tensor.name, elements, dtype)
+        array = bytes_array(list(elements)) if dtype.hasobject else _numbers(tensor.name, elements, dtype)
     elif dtype.hasobject:
-        array = _bytes_array(list(_elements(tensor.name, raw)))
+        try:
+            array = from_raw(raw, dtype)
+        except ValueError:
+            raise InvalidInputError(
+                f"The input {tensor.name!r} ends inside an element. Raw BYTES are length-prefixed elements.",
+                field="inputs",
+            ) from None
     else:
         if len(raw) % dtype.itemsize:
             raise _wrong_size(tensor.name, shape, f"{len(raw)} bytes")
-        array = np.frombuffer(raw, dtype)
+        array = from_raw(raw, dtype)
     if len(array) != math.prod(shape):
         raise _wrong_size(tensor.name, shape, f"{len(array)} elements")
     try:
@@ -138,33 +115,3 @@ def _wrong_size(name: str, shape: tuple[int, ...], given: str) -> InvalidInputEr
         f"The input {name!r} has {given}, and its shape {list(shape)} holds {math.prod(shape)} elements.",
         field="inputs",
     )
-
-
-def _elements(name: str, raw: bytes) -> Iterator[bytes]:
-    """Yield the elements of raw BYTES: each a little-endian uint32 length and that many bytes."""
-    position = 0
-    while position < len(raw):
-        end = position + _LENGTH.size
-        end += _LENGTH.unpack_from(raw, position)[0] if end <= len(raw) else 0
-        if end > len(raw):
-            raise InvalidInputError(
-                f"The input {name!r} ends inside an element. Raw BYTES are length-prefixed elements.", field="inputs"
-            )
-        yield raw[position + _LENGTH.size : end]
-        position = end
-
-
-def _raw(array: Array) -> bytes:
-    if array.dtype.hasobject:
-        return b"".join(_LENGTH.pack(len(element)) + element for element in map(_as_bytes, array.ravel()))
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _as_bytes(element: str | bytes) -> bytes:
-    return element.encode() if isinstance(element, str) else element
-
-
-def _bytes_array(elements: list[bytes]) -> Array:
-    array = np.empty(len(elements), object)
-    array[:] = elements
-    return array

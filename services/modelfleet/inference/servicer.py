@@ -1,6 +1,5 @@
 """InferenceService: from protos to the pipeline's words and back."""
 
-import base64
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -15,6 +14,7 @@ from modelfleet.api.inference.v1 import inference_pb2_grpc
 from modelfleet.api.manager.v1 import version_state_pb2
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2
 from modelfleet.bundle.reference import ModelReference
+from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.generation.answering import Answering, Chunk, Prompt, Turn
 from modelfleet.inference.generation.options import Grammar, Guidance, Options, Sampling
 from modelfleet.inference.pipeline import Pipeline, TextInput
@@ -22,12 +22,12 @@ from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.tokenization import Truncation
 from modelfleet.inference.tokens import TextUsage, Tokens
 from modelfleet.runtime.errors import InvalidInputError
+from modelfleet.runtime.paging import Page, PageRequest
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TextRequest: TypeAlias = "pb.EmbedRequest | pb.ClassifyRequest"
 
-_DEFAULT_PAGE = 100
-_LARGEST_PAGE = 1000
+_SERVED = "served models"
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -134,17 +134,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.ListServedModelsRequest, context: Context
     ) -> pb.ListServedModelsResponse:
         del context
-        after = _page_start(request.page_token)
-        size = min(request.page_size or _DEFAULT_PAGE, _LARGEST_PAGE)
-        if size < 0:
-            raise InvalidInputError(f"page_size is {size}. Give 1 to {_LARGEST_PAGE}.", field="page_size")
-        left = [
-            version for version in self._served.versions() if (version.key.model, version.key.model_version) > after
-        ]
-        page = left[:size]
+        page_request = PageRequest(request.page_size, request.page_token)
+        limit = page_request.limit
+        left = self._served.versions()
+        if after := page_request.after(_SERVED):
+            model, _, number = after.rpartition("@")
+            left = [version for version in left if version.key > VersionKey(model, int(number))]
+        page = Page.cut(left[: limit + 1], limit, _SERVED, key=lambda version: version.key)
         return pb.ListServedModelsResponse(
-            models=[self._served_model(version) for version in page],
-            next_page_token=_page_token(page[-1]) if len(left) > size else "",
+            models=[self._served_model(version) for version in page.items], next_page_token=page.next_token
         )
 
     def _served_model(self, version: ServedVersion) -> pb.ServedModel:
@@ -268,19 +266,3 @@ def _chunk(chunk: Chunk) -> pb.GenerateResponse:
 
 def _usage(usage: TextUsage) -> pb.TextUsage:
     return pb.TextUsage(token_count=usage.token_count, truncated=usage.truncated, window_count=usage.window_count)
-
-
-def _page_token(last: ServedVersion) -> str:
-    return base64.urlsafe_b64encode(str(last.key).encode()).decode()
-
-
-def _page_start(token: str) -> tuple[str, int]:
-    if not token:
-        return "", 0
-    try:
-        model, _, number = base64.urlsafe_b64decode(token).decode().partition("@")
-        return model, int(number)
-    except ValueError:
-        raise InvalidInputError(
-            f"{token!r} is no page token. Use next_page_token of the page before.", field="page_token"
-        ) from None

@@ -12,7 +12,6 @@ from modelfleet.bundle.bundle import Bundle, BundleFile
 from modelfleet.bundle.reference import ModelReference, check_alias_name, check_model_name
 from modelfleet.manager.aliases import check_free, next_revision, point, rollout_with
 from modelfleet.manager.blobs import note_use, stored_sizes
-from modelfleet.manager.paging import Page, PageRequest
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import (
     AliasRow,
@@ -28,6 +27,7 @@ from modelfleet.runtime.errors import (
     ModelVersionNotFoundError,
     StateConflictError,
 )
+from modelfleet.runtime.paging import Page, PageRequest
 
 _NAMED_IN_ERRORS = 10
 

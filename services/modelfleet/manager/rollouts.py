@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from modelfleet.bundle.reference import check_alias_name, check_model_name
 from modelfleet.manager.aliases import check_free, next_revision, point
 from modelfleet.manager.canary import Canary
-from modelfleet.manager.paging import Page, PageRequest
 from modelfleet.manager.registry import existing_version
 from modelfleet.manager.rollout_decisions import (
     Baseline,
@@ -33,6 +32,7 @@ from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import AliasRow, RolloutEventRow, RolloutRow
 from modelfleet.manager.workers import Traffic, Workers, WorkerStatus
 from modelfleet.runtime.errors import InvalidInputError, RolloutNotFoundError, StateConflictError
+from modelfleet.runtime.paging import Page, PageRequest
 
 _LONGEST_REASON = 500
 _SHORTEST_TIMEOUT_S = 1.0

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 from modelfleet.bundle.reference import ModelReference
-from modelfleet.manager.paging import PageRequest
 from modelfleet.manager.registry import Registry
 from modelfleet.manager.store import migrations
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import AssignmentRevisionRow, BlobRow
+from modelfleet.runtime.paging import PageRequest
 from sqlalchemy import MetaData, select
 
 REVISIONS = [

@@ -10,7 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from modelfleet.bundle.bundle import Bundle, BundleFile
 from modelfleet.bundle.manifest import Manifest, Task
 from modelfleet.bundle.reference import ModelReference
-from modelfleet.manager.paging import PageRequest
 from modelfleet.manager.registry import Registry
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import AssignmentRevisionRow, BlobRow
@@ -20,6 +19,7 @@ from modelfleet.runtime.errors import (
     ModelVersionNotFoundError,
     StateConflictError,
 )
+from modelfleet.runtime.paging import PageRequest
 from sqlalchemy import select
 
 

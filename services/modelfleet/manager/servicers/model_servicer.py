@@ -15,11 +15,11 @@ from modelfleet.bundle.bundle import Bundle, BundleFile
 from modelfleet.bundle.manifest import Manifest
 from modelfleet.bundle.reference import ModelReference
 from modelfleet.manager.blobs import Blobs
-from modelfleet.manager.paging import PageRequest
 from modelfleet.manager.registry import Registry
 from modelfleet.manager.servicers.messages import alias_message, model_message, model_version_message
 from modelfleet.manager.uploads import Chunk, Uploads
 from modelfleet.runtime.errors import InvalidInputError, ModelfleetError
+from modelfleet.runtime.paging import PageRequest
 
 # How long what a refused push still sends is read and thrown away. A client whose write fails may take that for the
 # outcome, as grpc's asyncio client does, and never see the status.

@@ -12,9 +12,9 @@ from modelfleet.api.manager.v1 import pool_service_pb2 as pb
 from modelfleet.api.manager.v1.pool_service_pb2_grpc import PoolServiceServicer
 from modelfleet.api.manager.v1.version_state_pb2 import VersionState as VersionStateMessage
 from modelfleet.api.manager.v1.worker_service_pb2 import VersionStatus as VersionStatusMessage
-from modelfleet.manager.paging import Page, PageRequest
 from modelfleet.manager.pools.pool import Pool, Pools, PoolWorker, find_pool
 from modelfleet.manager.workers import VersionStatus, Workers
+from modelfleet.runtime.paging import Page, PageRequest
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Reported: TypeAlias = dict[str, tuple[VersionStatus, ...]]

@@ -13,11 +13,11 @@ from modelfleet.api.manager.v1 import rollout_service_pb2 as pb
 from modelfleet.api.manager.v1.rollout_service_pb2_grpc import RolloutServiceServicer
 from modelfleet.api.manager.v1.version_state_pb2 import VersionState as VersionStateMessage
 from modelfleet.manager.canary import Canary, p99_s
-from modelfleet.manager.paging import PageRequest
 from modelfleet.manager.rollout_decisions import Rollout, RolloutEvent, RolloutSpec
 from modelfleet.manager.rollout_states import RolloutState
 from modelfleet.manager.rollouts import RolloutReport, Rollouts
 from modelfleet.manager.workers import Traffic, WorkerStatus
+from modelfleet.runtime.paging import PageRequest
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 

@@ -1,8 +1,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelfleet.manager.paging import Page, PageRequest
 from modelfleet.runtime.errors import InvalidInputError
+from modelfleet.runtime.paging import Page, PageRequest
 
 names = st.lists(st.text(min_size=1).filter(lambda text: text.isprintable()), unique=True).map(sorted)
 
