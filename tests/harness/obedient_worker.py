@@ -26,6 +26,7 @@ class ObedientWorker:
     """
 
     worker: str
+    pool: str = "default"
     slow: set[int] = field(default_factory=set)
     failing: set[int] = field(default_factory=set)
     lingering: set[int] = field(default_factory=set)
@@ -87,7 +88,7 @@ class ObedientWorker:
                 await asyncio.wait(tasks)
 
     async def _watch(self, stub: WorkerServiceStub) -> None:
-        request = pb.WatchAssignmentsRequest(worker=self.worker, pool="default")
+        request = pb.WatchAssignmentsRequest(worker=self.worker, pool=self.pool)
         while True:
             try:
                 async for response in stub.WatchAssignments(request, wait_for_ready=True):
@@ -112,7 +113,7 @@ class ObedientWorker:
                 for number, state in self._versions.items()
             ]
             request = pb.ReportStatusRequest(
-                worker=self.worker, pool="default", revision=self.assignment.revision, versions=versions
+                worker=self.worker, pool=self.pool, revision=self.assignment.revision, versions=versions
             )
             try:
                 await stub.ReportStatus(request, timeout=5)

@@ -64,6 +64,11 @@ def way(rollout: pb.Rollout) -> list[str]:
     return [state_name(event) for event in rollout.events]
 
 
+async def place(manager: Manager, *pools: str) -> None:
+    """Let some pools alone serve `pii`."""
+    await manager.models.PlaceModel(models_pb.PlaceModelRequest(model="pii", pools=pools))
+
+
 async def alias(manager: Manager, name: str = "stable") -> int:
     """Return the version that an alias of `pii` names in the registry, 0 for none."""
     model = (await manager.models.GetModel(models_pb.GetModelRequest(model="pii"))).model

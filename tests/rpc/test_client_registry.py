@@ -57,6 +57,21 @@ async def test_a_push_makes_a_version_and_moves_the_alias(call: Caller, targets:
     assert pushed.sent_bytes == bundle.size
 
 
+async def test_a_push_may_place_the_model_and_it_stays_there_until_it_is_placed_again(
+    call: Caller, targets: dict[str, str], folder: Path
+) -> None:
+    bundle, paths = open_directory(folder)
+    await call(targets, "push", bundle, paths, "m", pools=["large", "gpu"])
+    await call(targets, "push", bundle, paths, "m", alias="stable")
+    (model,) = await call(targets, "models")
+    assert model.pools == ("gpu", "large")
+
+    placed = await call(targets, "place_model", "m")
+
+    assert placed.pools == ()
+    assert await call(targets, "models") == (placed,)
+
+
 async def test_only_missing_blobs_are_sent(call: Caller, targets: dict[str, str], folder: Path) -> None:
     await call(targets, "push", *open_directory(folder), "m")
     (folder / "LICENSE").write_text("freer")

@@ -24,8 +24,9 @@ async def manager(tmp_path: Path) -> AsyncIterator[Manager]:
         yield running
 
 
-def watch(manager: Manager, worker: str = "worker-1") -> grpc.aio.UnaryStreamCall:
-    return manager.workers.WatchAssignments(pb.WatchAssignmentsRequest(worker=worker, pool="default"))
+def watch(manager: Manager, worker: str = "worker-1", pool: str = "default") -> grpc.aio.UnaryStreamCall:
+    request = pb.WatchAssignmentsRequest(worker=worker, pool=pool) if pool else pb.WatchAssignmentsRequest()
+    return manager.workers.WatchAssignments(request)
 
 
 async def newest(call: grpc.aio.UnaryStreamCall) -> pb.Assignment:
@@ -79,6 +80,53 @@ async def test_watch_tells_every_kind_of_change_with_a_greater_revision(manager:
     assert [numbers(assignment) for assignment in seen] == [[], [("pii", 1)], [("pii", 2)], []]
     revisions = [assignment.revision for assignment in seen]
     assert revisions == sorted(set(revisions))
+
+
+async def test_a_pool_is_sent_what_it_serves_and_an_onlooker_everything(manager: Manager) -> None:
+    await push(manager, "everywhere", {"model.onnx": b"1"}, alias="stable")
+    await push(manager, "placed", {"model.onnx": b"1"}, alias="stable")
+    pools = {pool: watch(manager, f"worker-{pool}", pool) for pool in ("small", "large", "")}
+    for call in pools.values():
+        await newest(call)
+
+    placed = await manager.models.PlaceModel(models_pb.PlaceModelRequest(model="placed", pools=["large", "large"]))
+
+    assert list(placed.model.pools) == ["large"]
+    sent = {pool: await newest(call) for pool, call in pools.items()}
+    both = [("everywhere", 1), ("placed", 1)]
+    assert {pool: numbers(assignment) for pool, assignment in sent.items()} == {
+        "small": both[:1],
+        "large": both,
+        "": both,
+    }
+    assert [model for model, _, _ in routes(sent["small"])] == ["everywhere"]
+
+    await manager.models.PlaceModel(models_pb.PlaceModelRequest(model="placed"))
+    assert numbers(await newest(pools["small"])) == both
+    for call in pools.values():
+        call.cancel()
+
+
+@pytest.mark.parametrize(
+    ("pools", "message"),
+    [
+        ([""], "pools has ''. Give names of 1 to 253"),
+        (["p" * 254], "Give names of 1 to 253"),
+        ([f"pool-{number}" for number in range(101)], "pools has 101 names. Give at most 100"),
+    ],
+)
+async def test_what_can_be_no_pools_is_refused(manager: Manager, pools: list[str], message: str) -> None:
+    await push(manager, "pii", {"model.onnx": b"1"})
+
+    call = manager.models.PlaceModel(models_pb.PlaceModelRequest(model="pii", pools=pools))
+
+    await refused(manager, call, grpc.StatusCode.INVALID_ARGUMENT, Reason.INVALID_INPUT, message)
+
+
+async def test_a_model_that_is_not_registered_cannot_be_placed(manager: Manager) -> None:
+    call = manager.models.PlaceModel(models_pb.PlaceModelRequest(model="pii", pools=["large"]))
+
+    await refused(manager, call, grpc.StatusCode.NOT_FOUND, Reason.MODEL_NOT_FOUND, "No model 'pii' is registered")
 
 
 async def test_an_onlooker_watches_as_workers_do_and_counts_as_none(manager: Manager) -> None:

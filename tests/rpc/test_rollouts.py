@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from harness.manager import Manager, push, refused, running_manager
 from harness.obedient_worker import ObedientWorker
-from harness.rollouts import alias, spec, start, state_name, two_versions, until, way
+from harness.rollouts import alias, place, spec, start, state_name, two_versions, until, way
 from modelfleet.api.manager.v1 import model_service_pb2 as models_pb
 from modelfleet.api.manager.v1 import rollout_service_pb2 as pb
 from modelfleet.api.manager.v1 import worker_service_pb2 as workers_pb
@@ -69,6 +69,36 @@ async def test_a_rollout_moves_the_alias_on_every_worker_in_one_step(
     for worker in workers:
         assert worker.routes == [{1: 1}, {2: 1}]
         assert worker.held == [2]
+
+
+async def test_a_rollout_waits_only_for_workers_of_the_pools_that_serve_the_model(
+    manager: Manager, workers: list[ObedientWorker]
+) -> None:
+    await place(manager, "default")
+    async with ObedientWorker("other", pool="large", failing={1, 2}).working_for(manager.address) as other:
+        rollout = await start(manager)
+        loading = await until(manager, rollout, "LOADING", "FLIPPING", "DRAINING", "SUCCEEDED")
+        await until(manager, rollout, "SUCCEEDED")
+
+        assert {worker.worker for worker in loading.workers} <= {"w1", "w2"}
+        assert other.held == []
+        assert all(worker.held == [2] for worker in workers)
+
+
+async def test_a_model_is_not_placed_elsewhere_while_a_rollout_is_undecided(
+    manager: Manager, workers: list[ObedientWorker]
+) -> None:
+    workers[1].slow = {2}
+    rollout = await start(manager)
+    await until(manager, rollout, "LOADING")
+
+    call = manager.models.PlaceModel(models_pb.PlaceModelRequest(model="pii", pools=["large"]))
+    message = rf"under rollout {rollout} and cannot be placed. Abort that, or wait"
+    await refused(manager, call, grpc.StatusCode.FAILED_PRECONDITION, Reason.STATE_CONFLICT, message)
+
+    await manager.rollouts.AbortRollout(pb.AbortRolloutRequest(rollout=rollout))
+    await place(manager, "large")
+    await workers[0].until(lambda worker: worker.held == [])
 
 
 async def test_the_alias_stays_until_the_last_worker_is_ready(manager: Manager, workers: list[ObedientWorker]) -> None:

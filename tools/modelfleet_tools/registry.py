@@ -1,5 +1,6 @@
-"""`modelfleet push | models | alias`."""
+"""`modelfleet push | models | alias | place`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +45,10 @@ def push(
     alias: Annotated[
         str | None, typer.Option(help="Point this alias at the version; requests that name none get `stable`.")
     ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Have this pool alone serve the model; may be given several times."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return only when a worker serves it. Needs --alias.")] = False,
     manager: ManagerOption = None,
     inference: InferenceOption = None,
@@ -64,7 +69,7 @@ def push(
     if alias:
         check_alias_name(alias)
     with open_client(manager=manager, inference=inference, timeout_s=min(timeout, DEFAULT_TIMEOUT_S)) as client:
-        pushed = push_folder(client, folder, name, alias, timeout_s=timeout)
+        pushed = push_folder(client, folder, name, alias, pools=pool or (), timeout_s=timeout)
         version = pushed.model_version
         if wait:
             tell(f"Waiting until a worker serves {name}@{version.model_version} …")
@@ -131,7 +136,33 @@ def alias(
             print(f"{parsed} names {parsed.model}@{model_version}")
 
 
-def push_folder(client: Client, folder: Path, name: str, alias: str | None, *, timeout_s: float) -> Pushed:
+def place(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
+    pools: Annotated[
+        list[str] | None, typer.Argument(metavar="[POOL]...", help="The pools that shall serve it.")
+    ] = None,
+    *,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="Let every pool serve it.")] = False,
+    manager: ManagerOption = None,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """
+    Say which pools serve a model; workers of the others unload it.
+
+    Clients reach one pool by its own address, on Kubernetes RELEASE-pool-NAME.
+
+    Examples: modelfleet place smollm2 gpu; modelfleet place pii --everywhere
+    """
+    if everywhere == bool(pools):
+        raise typer.BadParameter("Give the names of pools, or --everywhere.")
+    with open_client(manager=manager, timeout_s=timeout) as client:
+        placed = client.place_model(model, pools or ())
+    print(f"{model} is served by " + (f"the pools {', '.join(placed.pools)}" if placed.pools else "every pool"))
+
+
+def push_folder(
+    client: Client, folder: Path, name: str, alias: str | None, *, pools: Sequence[str] = (), timeout_s: float
+) -> Pushed:
     """Register a folder's bundle, with a bar of progress on a terminal's standard error."""
     tell(f"Reading {folder} …")
     bundle, paths = open_directory(folder)
@@ -146,6 +177,7 @@ def push_folder(client: Client, folder: Path, name: str, alias: str | None, *, t
             paths,
             name,
             alias=alias or "",
+            pools=pools,
             progress=lambda sent, total: bar.update(task, completed=sent, total=total),
             timeout_s=timeout_s,
         )
@@ -161,11 +193,12 @@ def _print_models(found: tuple[Model, ...], *, as_json: bool) -> None:
             one.task,
             ", ".join(f"{alias} → {number}" for alias, number in one.aliases.items()) or "none",
             one.latest_model_version,
+            ", ".join(one.pools) or "all",
             f"{one.create_time:%Y-%m-%d %H:%M}",
         )
         for one in found
     )
-    print_table("Models", ("model", "task", "aliases", "latest version", "created (UTC)"), rows)
+    print_table("Models", ("model", "task", "aliases", "latest version", "pools", "created (UTC)"), rows)
 
 
 def _print_versions(found: tuple[ModelVersion, ...], *, as_json: bool) -> None:

@@ -133,13 +133,18 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A registered model: its aliases and the version that each names, its newest version or 0."""
+    """
+    A registered model: its aliases and the version that each names, its newest version or 0.
+
+    `pools` are those that serve it, none for all.
+    """
 
     model: str
     aliases: Mapping[str, int]
     latest_model_version: int
     task: str
     create_time: datetime
+    pools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,7 @@ class AsyncClient:
     get_model_version = _awaiting(manager_calls.get_model_version)
     push = _awaiting(manager_calls.push)
     set_alias = _awaiting(manager_calls.set_alias)
+    place_model = _awaiting(manager_calls.place_model)
     delete_alias = _awaiting(manager_calls.delete_alias)
     delete_model_version = _awaiting(manager_calls.delete_model_version)
     pools = _awaiting(pool_calls.pools)

@@ -107,6 +107,7 @@ class Client:
     get_model_version = _blocking(manager_calls.get_model_version)
     push = _blocking(manager_calls.push)
     set_alias = _blocking(manager_calls.set_alias)
+    place_model = _blocking(manager_calls.place_model)
     delete_alias = _blocking(manager_calls.delete_alias)
     delete_model_version = _blocking(manager_calls.delete_model_version)
     pools = _blocking(pool_calls.pools)

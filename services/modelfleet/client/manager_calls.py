@@ -1,6 +1,6 @@
 """Calls of the manager."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -23,6 +23,7 @@ GET_MODEL_VERSION = Method(Service.MANAGER, f"{_PATH}/GetModelVersion", pb.GetMo
 LIST_MODEL_VERSIONS = Method(Service.MANAGER, f"{_PATH}/ListModelVersions", pb.ListModelVersionsResponse)
 DELETE_MODEL_VERSION = Method(Service.MANAGER, f"{_PATH}/DeleteModelVersion", pb.DeleteModelVersionResponse)
 SET_ALIAS = Method(Service.MANAGER, f"{_PATH}/SetAlias", pb.SetAliasResponse)
+PLACE_MODEL = Method(Service.MANAGER, f"{_PATH}/PlaceModel", pb.PlaceModelResponse)
 DELETE_ALIAS = Method(Service.MANAGER, f"{_PATH}/DeleteAlias", pb.DeleteAliasResponse)
 
 CHUNK_BYTES = 1 << 20
@@ -71,6 +72,12 @@ def set_alias(model: str, alias: str, model_version: int, *, timeout_s: float | 
     yield from ask(SET_ALIAS, request, timeout_s)
 
 
+def place_model(model: str, pools: Sequence[str] = (), *, timeout_s: float | None = None) -> Procedure[Model]:
+    """Let some pools alone serve a model, or all where none is given. Workers of the others unload it."""
+    response = yield from ask(PLACE_MODEL, pb.PlaceModelRequest(model=model, pools=pools), timeout_s)
+    return _model(response.model)
+
+
 def delete_alias(model: str, alias: str, *, timeout_s: float | None = None) -> Procedure[None]:
     """Delete an alias."""
     yield from ask(DELETE_ALIAS, pb.DeleteAliasRequest(model=model, alias=alias), timeout_s)
@@ -82,13 +89,15 @@ def push(
     name: str,
     *,
     alias: str = "",
+    pools: Sequence[str] = (),
     progress: Progress | None = None,
     timeout_s: float = 3600,
 ) -> Procedure[Pushed]:
     """
     Register a bundle as a version of the model `name`, and point `alias` at it. Only blobs that are missing are sent.
 
-    `paths` says where each file of the bundle lies, as `open_directory` returns it. `progress` is called with the bytes
+    `paths` says where each file of the bundle lies, as `open_directory` returns it. `pools` places the model on these
+    alone; without any it stays where it is, a new one on all. `progress` is called with the bytes
     sent so far and the bytes to send. A manager that goes away meanwhile is tried again, from the blobs it has on.
     """
     header = pb.PushHeader(
@@ -96,6 +105,7 @@ def push(
         manifest_json=bundle.manifest.to_json(),
         files=[pb.BundleFile(path=file.path, sha256=file.sha256, size=file.size) for file in bundle.files],
         alias=alias,
+        pools=pools,
     )
     for tries_left in reversed(range(_PUSH_TRIES)):
         try:
@@ -148,6 +158,7 @@ def _model(model: pb.Model) -> Model:
         latest_model_version=model.latest_model_version,
         task=model.task,
         create_time=model.create_time.ToDatetime(UTC),
+        pools=tuple(model.pools),
     )
 
 

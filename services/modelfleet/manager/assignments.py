@@ -1,8 +1,8 @@
 """Assignments: what workers should serve. Whole snapshots, each with a revision, sent when they change."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, replace
 from typing import Self
 
 import structlog
@@ -10,12 +10,13 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from modelfleet.manager.placement import pools_of, serves
 from modelfleet.manager.registry import ModelVersion, to_model_version
 from modelfleet.manager.rollout_decisions import Rollout
 from modelfleet.manager.rollout_states import HOLDING_BOTH, RolloutState
 from modelfleet.manager.rollouts import to_rollout
 from modelfleet.manager.store.database import Database
-from modelfleet.manager.store.tables import AliasRow, AssignmentRevisionRow, ModelVersionRow, RolloutRow
+from modelfleet.manager.store.tables import AliasRow, AssignmentRevisionRow, ModelRow, ModelVersionRow, RolloutRow
 from modelfleet.runtime.errors import DrainingError, ModelfleetError
 
 _RETRY_S = 1.0
@@ -43,18 +44,35 @@ class AliasRoute:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Versions ordered by model and number, routes by model and alias. The greatest revision holds."""
+    """
+    Versions ordered by model and number, routes by model and alias. The greatest revision holds.
+
+    `placements` are the pools that serve a model, by its name; a model that is not there is served by all.
+    """
 
     revision: int
     model_versions: tuple[ModelVersion, ...]
     routes: tuple[AliasRoute, ...]
+    placements: Mapping[str, tuple[str, ...]]
+
+    def of(self, pool: str) -> Self:
+        """Return what one pool should serve."""
+        return replace(
+            self,
+            model_versions=tuple(version for version in self.model_versions if self._serves(pool, version.model)),
+            routes=tuple(route for route in self.routes if self._serves(pool, route.model)),
+        )
+
+    def _serves(self, pool: str, model: str) -> bool:
+        return serves(pool, self.placements.get(model, ()))
 
 
 class Assignments:
     """
     Keeps the newest assignment and tells all watchers of it, between entering and leaving its context.
 
-    Every version that an alias names is assigned to every worker, and during a rollout its old and its new version.
+    Every version that an alias names is assigned to every worker of the pools that serve the model, and during a
+    rollout its old and its new version.
     What another manager changes in the same database is found within a second.
     """
 
@@ -158,7 +176,9 @@ class Assignments:
             )
             canaries = {(row.model, row.alias): to_rollout(row) for row in rollouts if row.state == RolloutState.CANARY}
             routes = [_route(row, canaries.get((row.model, row.alias))) for row in aliases]
-            return Assignment(revision, tuple(to_model_version(row) for row in versions), tuple(routes))
+            placed = session.scalars(select(ModelRow).where(ModelRow.model.in_({model for model, _ in numbers})))
+            placements = {row.model: pools_of(row) for row in placed}
+            return Assignment(revision, tuple(to_model_version(row) for row in versions), tuple(routes), placements)
 
     def _read_revision(self) -> int:
         with self._database.reading() as session:

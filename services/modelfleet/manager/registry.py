@@ -12,6 +12,7 @@ from modelfleet.bundle.bundle import Bundle, BundleFile
 from modelfleet.bundle.reference import ModelReference, check_alias_name, check_model_name
 from modelfleet.manager.aliases import check_free, next_revision, point, rollout_with
 from modelfleet.manager.blobs import note_use, stored_sizes
+from modelfleet.manager.placement import check_pools, place, pools_of
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import (
     AliasRow,
@@ -56,13 +57,18 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model. `latest_model_version` is 0 and `task` empty when all versions were deleted. Aliases by name."""
+    """
+    A model. `latest_model_version` is 0 and `task` empty when all versions were deleted. Aliases by name.
+
+    `pools` are those that serve it, none for all.
+    """
 
     model: str
     aliases: tuple[Alias, ...]
     latest_model_version: int
     task: str
     create_time: datetime
+    pools: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +90,17 @@ class Registry:
         self._database = database
         self._assignment_changed = assignment_changed
 
-    def register(self, model: str, bundle: Bundle, alias: str | None) -> Registration:
+    def register(self, model: str, bundle: Bundle, alias: str | None, pools: Iterable[str] = ()) -> Registration:
         """
-        Make a bundle the next version of a model, and point an alias at it, in one transaction.
+        Make a bundle the next version of a model, point an alias at it, and place the model, in one transaction.
 
-        Raises InvalidInputError for bad names, StateConflictError when a blob is missing or a rollout has the alias,
-        and InvalidBundleError when a blob has another size than the bundle says.
+        Without `pools` it stays where it is. Raises InvalidInputError for bad names, StateConflictError when a blob is
+        missing or a rollout is in the way, and InvalidBundleError when a blob has another size than the bundle says.
         """
         check_model_name(model)
         if alias is not None:
             check_alias_name(alias)
+        wanted = check_pools(pools)
         with self._database.writing() as session:
             if alias is not None:
                 check_free(session, model, alias)
@@ -103,6 +110,8 @@ class Registry:
                 _check_blobs(session, bundle)
                 version = _next_version(session, model, bundle)
             moved = alias is not None and point(session, model, alias, version.model_version)
+            if wanted:
+                moved |= place(session, _existing(session, model), wanted)
             registration = Registration(to_model_version(version), created)
         number = registration.model_version.model_version
         _log.info("model version registered", model=model, model_version=number, alias=alias, created=created)
@@ -177,6 +186,19 @@ class Registry:
         if moved:
             self._assignment_changed()
         return Alias(alias, model_version)
+
+    def place(self, model: str, pools: Iterable[str]) -> Model:
+        """Let some pools alone serve a model, or all where none is given. Raises as `placement` says."""
+        check_model_name(model)
+        wanted = check_pools(pools)
+        with self._database.writing() as session:
+            row = _existing(session, model)
+            moved = place(session, row, wanted)
+            placed = _models(session, [row])[0]
+        _log.info("model placed", model=model, pools=wanted, moved=moved)
+        if moved:
+            self._assignment_changed()
+        return placed
 
     def delete_alias(self, model: str, alias: str) -> None:
         """Delete an alias. Raises AliasNotFoundError, and StateConflictError while a rollout has it."""
@@ -257,7 +279,8 @@ def _models(session: Session, rows: Iterable[ModelRow]) -> list[Model]:
         )
     }
     return [
-        Model(row.model, tuple(aliases[row.model]), *latest.get(row.model, (0, "")), row.create_time) for row in rows
+        Model(row.model, tuple(aliases[row.model]), *latest.get(row.model, (0, "")), row.create_time, pools_of(row))
+        for row in rows
     ]
 
 

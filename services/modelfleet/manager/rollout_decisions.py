@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from modelfleet.manager.canary import Canary, since, total
+from modelfleet.manager.placement import serves
 from modelfleet.manager.rollout_states import HOLDING_BOTH, RolloutState
 from modelfleet.manager.workers import Traffic, VersionState, WorkerStatus
 
@@ -43,6 +44,7 @@ class Rollout:
     A rollout. `old_model_version` is 0 where the alias named nothing. `step` is the canary's, counted from 0.
 
     `revision` is that of the assignment since the last event: what workers reported under an older one is out of date.
+    `pools` are those that serve the model, none for all.
     """
 
     rollout: int
@@ -53,6 +55,11 @@ class Rollout:
     revision: int
     baseline: Baseline
     events: tuple[RolloutEvent, ...]
+    pools: tuple[str, ...] = ()
+
+    def concerned(self, workers: Iterable[WorkerStatus]) -> tuple[WorkerStatus, ...]:
+        """Return the workers that serve the model."""
+        return tuple(worker for worker in workers if serves(worker.pool, self.pools))
 
     def current(self, worker: WorkerStatus) -> bool:
         """Return whether a worker's report is of the present state."""
@@ -82,6 +89,7 @@ def decide(rollout: Rollout, workers: Sequence[WorkerStatus], now: datetime, *, 
 
     `workers` are all live ones; `old_is_named` tells that something else assigns the old version.
     """
+    workers = rollout.concerned(workers)
     if rollout.state in HOLDING_BOTH and (reason := _failure(rollout, workers)):
         return Next(RolloutState.FAILED, reason)
     elapsed_s = (now - rollout.events[-1].time).total_seconds()

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from modelfleet.bundle.reference import check_alias_name, check_model_name
 from modelfleet.manager.aliases import check_free, next_revision, point
 from modelfleet.manager.canary import Canary
+from modelfleet.manager.placement import pools_of
 from modelfleet.manager.registry import existing_version
 from modelfleet.manager.rollout_decisions import (
     Baseline,
@@ -44,7 +45,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class RolloutReport:
-    """A rollout, the live workers while it is open, and the versions' figures while it is in CANARY."""
+    """A rollout, the live workers that serve its model while it is open, and the versions' figures while in CANARY."""
 
     rollout: Rollout
     workers: tuple[WorkerStatus, ...]
@@ -126,7 +127,7 @@ class Rollouts:
                     f"Rollout {number} is {rollout.state}, not CANARY: it has no step to end. "
                     "It goes on by itself, or is over."
                 )
-            if waiting := not_ready(rollout, workers):
+            if waiting := not_ready(rollout, rollout.concerned(workers)):
                 raise StateConflictError(
                     f"Rollout {number} cannot be promoted: {', '.join(waiting)} would not answer. Retry when READY."
                 )
@@ -160,7 +161,7 @@ class Rollouts:
         return [
             RolloutReport(
                 rollout,
-                workers if rollout.state in OPEN else (),
+                rollout.concerned(workers) if rollout.state in OPEN else (),
                 figures(rollout, workers) if rollout.state is RolloutState.CANARY else None,
             )
             for rollout in rollouts
@@ -198,7 +199,10 @@ def to_rollout(row: RolloutRow) -> Rollout:
         RolloutEvent(RolloutState(event.state), event.percent, event.reason, event.time) for event in row.events
     )
     state = RolloutState(row.state)
-    return Rollout(row.rollout, _spec(row), row.old_model_version, state, row.step, row.revision, baseline, events)
+    return Rollout(
+        *(row.rollout, _spec(row), row.old_model_version, state, row.step, row.revision, baseline, events),
+        pools=pools_of(row.owner),
+    )
 
 
 def check(spec: RolloutSpec) -> None:

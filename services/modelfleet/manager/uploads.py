@@ -1,7 +1,7 @@
 """The push of a model version: blobs come in as chunks, each is kept once whole, and then the bundle is registered."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from hashlib import sha256 as sha256_of
@@ -10,6 +10,7 @@ from modelfleet.bundle.bundle import Bundle
 from modelfleet.bundle.reference import check_alias_name, check_model_name
 from modelfleet.manager.blob_store import PIECE_BYTES
 from modelfleet.manager.blobs import Blobs
+from modelfleet.manager.placement import check_pools
 from modelfleet.manager.registry import Registration, Registry
 from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, StateConflictError
 
@@ -31,15 +32,23 @@ class Uploads:
         self._blobs = blobs
         self._registry = registry
 
-    async def push(self, model: str, bundle: Bundle, alias: str | None, chunks: AsyncIterator[Chunk]) -> Registration:
+    async def push(
+        self,
+        model: str,
+        bundle: Bundle,
+        alias: str | None,
+        chunks: AsyncIterator[Chunk],
+        pools: Sequence[str] = (),
+    ) -> Registration:
         """
-        Store the blobs of `chunks`, each as consecutive chunks, and register the bundle.
+        Store the blobs of `chunks`, each as consecutive chunks, and register the bundle as `Registry.register` does.
 
         Raises InvalidInputError, InvalidBundleError, DigestMismatchError and StateConflictError.
         """
         check_model_name(model)
         if alias is not None:
             check_alias_name(alias)
+        check_pools(pools)
         sizes = _sizes(bundle)
         if sizes.get(_EMPTY_SHA256) == 0:  # an empty file needs no chunk
             await self._blobs.write(_EMPTY_SHA256, 0, _nothing())
@@ -64,7 +73,7 @@ class Uploads:
                 await self._blobs.write(current, sizes[current], blob)
             finished.add(current)
         await self._check_stored(bundle, sizes)
-        return await asyncio.to_thread(self._registry.register, model, bundle, alias)
+        return await asyncio.to_thread(self._registry.register, model, bundle, alias, pools)
 
     async def _check_stored(self, bundle: Bundle, sizes: Mapping[str, int]) -> None:
         if missing := set(await self._blobs.find_lost(sizes)):

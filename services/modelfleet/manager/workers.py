@@ -17,7 +17,8 @@ from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import WorkerRow
 from modelfleet.runtime.errors import InvalidInputError
 
-_LONGEST_NAME = 253  # of a pod
+LONGEST_NAME = 253
+"""Most characters in the name of a worker or a pool, as of a pod."""
 
 _log = structlog.get_logger()
 
@@ -205,7 +206,7 @@ def _log_transitions(before: WorkerStatus | None, after: WorkerStatus) -> None:
 
 def _check_names(worker: str, pool: str) -> None:
     for field, name in (("worker", worker), ("pool", pool)):
-        if not 0 < len(name) <= _LONGEST_NAME:
+        if not 0 < len(name) <= LONGEST_NAME:
             raise InvalidInputError(
-                f"{field} is {name[:_LONGEST_NAME]!r}. Give a name of 1 to {_LONGEST_NAME} characters.", field=field
+                f"{field} is {name[:LONGEST_NAME]!r}. Give a name of 1 to {LONGEST_NAME} characters.", field=field
             )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.script import ScriptDirectory
@@ -12,7 +13,7 @@ from modelfleet.manager.store import migrations
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import AssignmentRevisionRow, BlobRow
 from modelfleet.runtime.paging import PageRequest
-from sqlalchemy import MetaData, select
+from sqlalchemy import Column, MetaData, select
 
 REVISIONS = [
     script.revision
@@ -67,6 +68,7 @@ def test_data_of_the_first_release_is_all_there_after_the_last_migration(
     (model,) = registry.models(PageRequest()).items
     assert (model.model, model.latest_model_version, model.create_time) == ("pii", 7, CREATED)
     assert [(alias.alias, alias.model_version) for alias in model.aliases] == [("stable", 3)]
+    assert model.pools == ()
     version = registry.model_version(ModelReference.parse("pii"))
     assert (version.model_version, version.bundle_digest) == (3, "3" * 64)
     assert [(file.path, file.sha256, file.size) for file in version.files] == [("model.onnx", "a" * 64, 2**40)]
@@ -89,6 +91,10 @@ def test_a_database_that_grew_step_by_step_is_that_of_a_new_one(new_url: Callabl
             metadata = MetaData()
             metadata.reflect(session.connection())
         database.close()
-        return {name: sorted(map(repr, table.columns)) for name, table in metadata.tables.items()}
+        return {name: sorted(map(described, table.columns)) for name, table in metadata.tables.items()}
+
+    def described(column: Column[Any]) -> str:
+        default = column.server_default
+        return f"{column.name} {column.type!r} null={column.nullable} default={default and default.arg.text}"
 
     assert schema(REVISIONS) == schema(["head"])

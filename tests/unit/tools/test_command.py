@@ -16,7 +16,7 @@ from modelfleet_tools.__main__ import app
 from typer.testing import CliRunner, Result
 
 COMMANDS = [
-    *("up", "demo", "samples", "push", "models", "alias", "embed", "classify", "entities", "rerank"),
+    *("up", "demo", "samples", "push", "models", "alias", "place", "embed", "classify", "entities", "rerank"),
     *("batch", "evaluate", "bench", "export", "verify", "import", "train"),
 ]
 
@@ -139,6 +139,8 @@ async def test_texts_are_the_lines_of_a_file_or_of_standard_input(tmp_path: Path
         (["alias", "m@stable"], None, "NUMBER"),
         (["alias", "m@stable", "1", "--delete"], None, "NUMBER"),
         (["push", "/absent", "--name", "m"], None, "does not exist"),
+        (["place", "m"], None, "--everywhere"),
+        (["place", "m", "gpu", "--everywhere"], None, "--everywhere"),
         (["push", ".", "--name", "m", "--wait"], None, "--wait needs --alias"),
         (["frobnicate"], None, "frobnicate"),
     ],

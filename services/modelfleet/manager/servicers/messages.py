@@ -30,6 +30,7 @@ def model_message(model: Model) -> pb.Model:
         latest_model_version=model.latest_model_version,
         task=model.task,
         create_time=created,
+        pools=model.pools,
     )
 
 

@@ -64,7 +64,9 @@ class ModelServicer(ModelServiceServicer):
             tuple(BundleFile(file.path, file.sha256, file.size) for file in header.files),
             Manifest.from_json(header.manifest_json),
         )
-        registration = await self._uploads.push(header.model, bundle, header.alias or None, _chunks(parts))
+        registration = await self._uploads.push(
+            header.model, bundle, header.alias or None, _chunks(parts), header.pools
+        )
         return pb.PushModelVersionResponse(
             model_version=model_version_message(registration.model_version), created=registration.created
         )
@@ -119,6 +121,11 @@ class ModelServicer(ModelServiceServicer):
         del context
         alias = await asyncio.to_thread(self._registry.set_alias, request.model, request.alias, request.model_version)
         return pb.SetAliasResponse(alias=alias_message(alias))
+
+    async def PlaceModel(self, request: pb.PlaceModelRequest, context: Context) -> pb.PlaceModelResponse:
+        del context
+        model = await asyncio.to_thread(self._registry.place, request.model, request.pools)
+        return pb.PlaceModelResponse(model=model_message(model))
 
     async def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Context) -> pb.DeleteAliasResponse:
         del context

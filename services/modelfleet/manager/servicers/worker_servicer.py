@@ -34,7 +34,8 @@ class WorkerServicer(WorkerServiceServicer):
         with self._workers.watching(request.worker, request.pool):
             async with aclosing(self._assignments.watch()) as snapshots:
                 async for assignment in snapshots:
-                    yield pb.WatchAssignmentsResponse(assignment=_assignment_message(assignment))
+                    own = assignment.of(request.pool) if request.pool else assignment
+                    yield pb.WatchAssignmentsResponse(assignment=_assignment_message(own))
 
     async def ReportStatus(self, request: pb.ReportStatusRequest, context: Context) -> pb.ReportStatusResponse:
         del context

@@ -16,7 +16,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, foreign, mapped_column, relationship
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -72,13 +72,18 @@ class BlobRow(Table):
 
 
 class ModelRow(Table):
-    """A model. It stays when its last version is deleted, so that numbers are never used again."""
+    """
+    A model. It stays when its last version is deleted, so that numbers are never used again.
+
+    `pools_json` lists the pools that serve it, none for all.
+    """
 
     __tablename__ = "models"
 
     model: Mapped[str] = mapped_column(_NAME, primary_key=True)
     last_model_version: Mapped[int]
     create_time: Mapped[datetime]
+    pools_json: Mapped[str] = mapped_column(default="[]", server_default="[]")
 
 
 class ModelVersionRow(Table):
@@ -156,6 +161,9 @@ class RolloutRow(Table):
     step: Mapped[int]
     revision: Mapped[int]
     baseline_json: Mapped[str]
+    owner: Mapped[ModelRow] = relationship(
+        primaryjoin=lambda: foreign(RolloutRow.model) == ModelRow.model, viewonly=True, lazy="joined"
+    )
     events: Mapped[list["RolloutEventRow"]] = relationship(
         order_by="RolloutEventRow.number", cascade="all, delete-orphan", lazy="selectin"
     )

@@ -132,6 +132,7 @@ class Model(_message.Message):
     LATEST_MODEL_VERSION_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    POOLS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Its name: lower-case letters, digits, hyphens, underscores and dots, at most 63 characters, a letter or digit first."""
     latest_model_version: _builtins.int
@@ -146,6 +147,10 @@ class Model(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When its first version was registered."""
 
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The pools that serve it, ordered by name; none for all. Clients reach one pool by its own address."""
+
     def __init__(
         self,
         *,
@@ -154,10 +159,11 @@ class Model(_message.Message):
         latest_model_version: _builtins.int = ...,
         task: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        pools: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "latest_model_version", b"latest_model_version", "model", b"model", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "latest_model_version", b"latest_model_version", "model", b"model", "pools", b"pools", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -253,6 +259,7 @@ class PushHeader(_message.Message):
     MANIFEST_JSON_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
+    POOLS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; it is created with its first version."""
     manifest_json: _builtins.str
@@ -263,6 +270,12 @@ class PushHeader(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleFile]:
         """All files of the bundle, also those whose blobs are stored already."""
 
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Places the model in the same transaction, as PlaceModel does; none leaves it where it is, a new one on all pools.
+        FAILED_PRECONDITION where that moves it while it is under a rollout.
+        """
+
     def __init__(
         self,
         *,
@@ -270,10 +283,11 @@ class PushHeader(_message.Message):
         manifest_json: _builtins.str = ...,
         files: _abc.Iterable[Global___BundleFile] | None = ...,
         alias: _builtins.str = ...,
+        pools: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "files", b"files", "manifest_json", b"manifest_json", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "files", b"files", "manifest_json", b"manifest_json", "model", b"model", "pools", b"pools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -727,6 +741,58 @@ class SetAliasResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetAliasResponse: _TypeAlias = SetAliasResponse  # noqa: Y015
+
+@_typing.final
+class PlaceModelRequest(_message.Message):
+    """A request to place a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    POOLS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the pools that shall serve it, at most 100; none for all."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        pools: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pools", b"pools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlaceModelRequest: _TypeAlias = PlaceModelRequest  # noqa: Y015
+
+@_typing.final
+class PlaceModelResponse(_message.Message):
+    """The model is placed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """The model as it is now."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlaceModelResponse: _TypeAlias = PlaceModelResponse  # noqa: Y015
 
 @_typing.final
 class DeleteAliasRequest(_message.Message):

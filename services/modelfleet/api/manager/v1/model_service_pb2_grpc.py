@@ -89,6 +89,11 @@ class ModelServiceStub:
                 request_serializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
+        self.PlaceModel = channel.unary_unary(
+                '/modelfleet.api.manager.v1.ModelService/PlaceModel',
+                request_serializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.PlaceModelRequest.SerializeToString,
+                response_deserializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.PlaceModelResponse.FromString,
+                _registered_method=True)
         self.DeleteAlias = channel.unary_unary(
                 '/modelfleet.api.manager.v1.ModelService/DeleteAlias',
                 request_serializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.DeleteAliasRequest.SerializeToString,
@@ -183,6 +188,14 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlaceModel(self, request, context):
+        """Says which pools serve a model: workers of others unload it. FAILED_PRECONDITION while the model is under a rollout,
+        whose number the message gives.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteAlias(self, request, context):
         """Deletes an alias. Requests that name it get NOT_FOUND from then on. FAILED_PRECONDITION while it is under a rollout.
         """
@@ -242,6 +255,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.SetAlias,
                     request_deserializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.SetAliasRequest.FromString,
                     response_serializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'PlaceModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlaceModel,
+                    request_deserializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.PlaceModelRequest.FromString,
+                    response_serializer=modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.PlaceModelResponse.SerializeToString,
             ),
             'DeleteAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteAlias,
@@ -524,6 +542,33 @@ class ModelService:
             '/modelfleet.api.manager.v1.ModelService/SetAlias',
             modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.SetAliasRequest.SerializeToString,
             modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlaceModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelfleet.api.manager.v1.ModelService/PlaceModel',
+            modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.PlaceModelRequest.SerializeToString,
+            modelfleet_dot_api_dot_manager_dot_v1_dot_model__service__pb2.PlaceModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

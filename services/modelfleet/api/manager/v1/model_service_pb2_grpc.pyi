@@ -71,6 +71,10 @@ class ModelServiceStub:
     the version; a rollout moves all at once. FAILED_PRECONDITION while the alias is under a rollout, whose number the
     message gives.
     """
+    PlaceModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.PlaceModelRequest, _model_service_pb2.PlaceModelResponse]
+    """Says which pools serve a model: workers of others unload it. FAILED_PRECONDITION while the model is under a rollout,
+    whose number the message gives.
+    """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteAliasRequest, _model_service_pb2.DeleteAliasResponse]
     """Deletes an alias. Requests that name it get NOT_FOUND from then on. FAILED_PRECONDITION while it is under a rollout."""
 
@@ -116,6 +120,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Points an alias at a version, creating the alias where it is new. Workers follow one by one, each once it has loaded
     the version; a rollout moves all at once. FAILED_PRECONDITION while the alias is under a rollout, whose number the
     message gives.
+    """
+    PlaceModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.PlaceModelRequest, _model_service_pb2.PlaceModelResponse]  # type: ignore[assignment]
+    """Says which pools serve a model: workers of others unload it. FAILED_PRECONDITION while the model is under a rollout,
+    whose number the message gives.
     """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteAliasRequest, _model_service_pb2.DeleteAliasResponse]  # type: ignore[assignment]
     """Deletes an alias. Requests that name it get NOT_FOUND from then on. FAILED_PRECONDITION while it is under a rollout."""
@@ -219,6 +227,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Points an alias at a version, creating the alias where it is new. Workers follow one by one, each once it has loaded
         the version; a rollout moves all at once. FAILED_PRECONDITION while the alias is under a rollout, whose number the
         message gives.
+        """
+
+    @_abc_1.abstractmethod
+    def PlaceModel(
+        self,
+        request: _model_service_pb2.PlaceModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.PlaceModelResponse, _abc.Awaitable[_model_service_pb2.PlaceModelResponse]]:
+        """Says which pools serve a model: workers of others unload it. FAILED_PRECONDITION while the model is under a rollout,
+        whose number the message gives.
         """
 
     @_abc_1.abstractmethod

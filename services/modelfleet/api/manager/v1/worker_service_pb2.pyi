@@ -72,7 +72,7 @@ Global___WatchAssignmentsResponse: _TypeAlias = WatchAssignmentsResponse  # noqa
 
 @_typing.final
 class Assignment(_message.Message):
-    """The versions and alias weights that a pool should serve."""
+    """The versions and alias weights that a pool should serve; an onlooker is sent those of all pools."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
