@@ -3,9 +3,7 @@
 import asyncio
 import fcntl
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +11,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from modelfleet.runtime.errors import StateConflictError, UnavailableError
 
+from modelfleet_tools.service_process import ServiceProcess
+
 _POLL_S = 0.05
 _POOL = "local"
 # For clients that balance over replicas to hear that one leaves.
 _DRAIN_DELAY_S = "1"
-_LAST_LINES = 8
 
 
 class Service(StrEnum):
@@ -83,7 +82,7 @@ class LocalCluster:
         )
         self._ports: dict[str, int] = dict.fromkeys(self._names, 0) | dict(ports)
         self._metrics_ports: dict[str, int] = dict.fromkeys(self._names, 0) | dict(metrics_ports)
-        self._children: dict[str, _Child] = {}
+        self._children: dict[str, ServiceProcess] = {}
         self._lock: IO[str] | None = None
         self.exit_codes: dict[str, int] = {}
         """How the services ended that `stop` ended."""
@@ -252,7 +251,7 @@ class LocalCluster:
         ]
 
     def _spawn(self, service: str, deadline: float) -> None:
-        child = self._children[service] = _Child(self._command(service), self.log_path(service))
+        child = self._children[service] = ServiceProcess(self._command(service), self.log_path(service))
         while None in (port := child.logged_port("listening"), metrics_port := child.logged_port("metrics")):
             self._check_alive(service)
             self._check_time(service, deadline)
@@ -298,45 +297,6 @@ class LocalCluster:
         self._lock = lock
 
 
-class _Child:
-    """A process and the part of its log file that is its own."""
-
-    def __init__(self, command: Sequence[str], log_path: Path) -> None:
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._log_path = log_path
-        with log_path.open("ab") as log:
-            self._log_start = log.tell()
-            # A group of its own, so that Ctrl-C in a terminal reaches this process alone, which then stops in order.
-            self.process = subprocess.Popen(  # noqa: S603  our own modules
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ, process_group=0
-            )
-
-    def terminate(self, timeout_s: float) -> None:
-        """Send SIGTERM and wait; send SIGKILL after `timeout_s`."""
-        self.process.send_signal(signal.SIGCONT)  # a stopped process would never hear the next one
-        self.process.terminate()
-        try:
-            self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def logged_port(self, event: str) -> int | None:
-        """Return the port that the process has logged with `event`."""
-        entries = (_entry(line) for line in self._lines())
-        return next((int(entry["port"]) for entry in entries if entry.get("event") == event), None)
-
-    def last_lines(self) -> list[str]:
-        """Return the end of the log, tracebacks of JSON lines left out."""
-        return [_shown(line) for line in self._lines()[-_LAST_LINES:]]
-
-    def _lines(self) -> list[str]:
-        with self._log_path.open("rb") as log:
-            log.seek(self._log_start)
-            whole, _, _ = log.read().rpartition(b"\n")
-        return whole.decode(errors="replace").splitlines()
-
-
 def _worker(name: str) -> str:
     return f"local-{name.partition('-')[2] or 1}"
 
@@ -351,21 +311,3 @@ def _is_serving(health: health_pb2_grpc.HealthStub) -> bool:
     except grpc.RpcError:
         return False
     return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def _entry(line: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}
-
-
-def _shown(line: str) -> str:
-    entry = _entry(line)
-    if "event" not in entry:
-        return line
-    level, event = entry.pop("level", "info"), entry.pop("event")
-    errors = [f"{error['exc_type']}: {error['exc_value']}" for error in entry.pop("exception", ())]
-    values = [f"{key}={value}" for key, value in entry.items() if key not in ("timestamp", "service")]
-    return " ".join((level, event, *values, *errors))

@@ -13,6 +13,7 @@ from modelfleet.client import (
     manager_calls,
     pool_calls,
     rollout_calls,
+    served_model_calls,
     storage_calls,
     tokenizer_calls,
 )
@@ -97,8 +98,8 @@ class AsyncClient:
     rerank = _awaiting(inference_calls.rerank)
     infer = _awaiting(inference_calls.infer)
     generate = _streaming(generation_calls.generate)
-    served_models = _awaiting(inference_calls.served_models)
-    wait_until_served = _awaiting(inference_calls.wait_until_served)
+    served_models = _awaiting(served_model_calls.served_models)
+    wait_until_served = _awaiting(served_model_calls.wait_until_served)
     tokenize = _awaiting(tokenizer_calls.tokenize)
     detokenize = _awaiting(tokenizer_calls.detokenize)
     models = _awaiting(manager_calls.models)

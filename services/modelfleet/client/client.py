@@ -13,6 +13,7 @@ from modelfleet.client import (
     manager_calls,
     pool_calls,
     rollout_calls,
+    served_model_calls,
     storage_calls,
     tokenizer_calls,
 )
@@ -98,8 +99,8 @@ class Client:
     rerank = _blocking(inference_calls.rerank)
     infer = _blocking(inference_calls.infer)
     generate = _streaming(generation_calls.generate)
-    served_models = _blocking(inference_calls.served_models)
-    wait_until_served = _blocking(inference_calls.wait_until_served)
+    served_models = _blocking(served_model_calls.served_models)
+    wait_until_served = _blocking(served_model_calls.wait_until_served)
     tokenize = _blocking(tokenizer_calls.tokenize)
     detokenize = _blocking(tokenizer_calls.detokenize)
     models = _blocking(manager_calls.models)
