@@ -27,6 +27,7 @@ from modelfleet.runtime.errors import (
     OverloadedError,
     SessionFailureError,
 )
+from modelfleet.runtime.tracing import record_stage
 
 _CALLERS_FAULTS = (InvalidInputError, DeadlineExpiredError, OverloadedError)
 
@@ -184,11 +185,13 @@ class Engine:
         with self._work:
             place = self._admit(model, job)
         try:
-            return await job.future
+            results = await job.future
         except asyncio.CancelledError:
             with self._work:
                 self._abandon(place, job)
             raise
+        _trace(job)
+        return results
 
     def _admit(self, model: Runnable, job: Job) -> _Place:
         if self._stopping:
@@ -364,6 +367,12 @@ def _raise(jobs: Sequence[Job], error: ModelfleetError) -> None:
     for job in jobs:
         if not job.future.done():
             job.future.set_exception(error)
+
+
+def _trace(job: Job) -> None:
+    began = job.arrival + (job.queue_s or 0.0)
+    record_stage("queue", job.arrival, began)
+    record_stage("run", began, time.monotonic(), rows=len(job.lengths), tokens=sum(job.lengths), session_s=job.run_s)
 
 
 def _expired(job: Job, now: float) -> DeadlineExpiredError:

@@ -1,5 +1,6 @@
 """What Prometheus sees of the way of a request."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
@@ -7,6 +8,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from modelfleet.inference.memory_budget import SessionMemory
 from modelfleet.runtime.telemetry import LATENCY_BUCKETS_S
+from modelfleet.runtime.tracing import record_stage
 
 STAGE_SECONDS = Histogram(
     "modelfleet_stage_seconds",
@@ -49,6 +51,13 @@ class ModelSeries:
         self._batch_rows.observe(len(lengths))
         self._real_tokens.inc(sum(lengths))
         self._padded_tokens.inc(len(lengths) * max(lengths))
+
+
+def observe_tokenizing(started: float) -> None:
+    """Record, in the task of a request, that its texts have been tokenized since `started` on the monotonic clock."""
+    ended = time.monotonic()
+    STAGE_SECONDS.labels("tokenize").observe(ended - started)
+    record_stage("tokenize", started, ended)
 
 
 def observe_memory(model: str, memory: SessionMemory) -> None:

@@ -227,7 +227,7 @@ class Pipeline:
         else:
             queries = [query] * len(text.texts)
             tokens = await self._tokenization.tokenize(options, queries, pairs=text.texts, deadline=deadline)
-        metrics.STAGE_SECONDS.labels("tokenize").observe(time.monotonic() - started)
+        metrics.observe_tokenizing(started)
         _require_tokens(tokens, field)
         return tokens
 

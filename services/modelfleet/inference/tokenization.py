@@ -11,13 +11,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from modelfleet.inference.tokens import Tokens
-from modelfleet.runtime import telemetry
+from modelfleet.runtime import telemetry, tracing
 from modelfleet.runtime.errors import DeadlineExpiredError, InvalidInputError
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
 
 # A shared call carries the ids of at most this many requests.
 _LOGGED_IDS = 8
@@ -59,6 +62,7 @@ class _Waiting:
     characters: int
     deadline: float
     request_id: str
+    trace: "Context | None"
     future: asyncio.Future[Tokens]
 
 
@@ -82,7 +86,9 @@ class Tokenization:
         """
         future: asyncio.Future[Tokens] = asyncio.get_running_loop().create_future()
         characters = sum(map(len, texts)) + sum(map(len, pairs))
-        waiting = _Waiting(texts, pairs, characters, deadline, telemetry.request_id.get(), future)
+        waiting = _Waiting(
+            texts, pairs, characters, deadline, telemetry.request_id.get(), tracing.current_trace(), future
+        )
         if characters > self._max_characters:
             await self._call(options, [waiting])
             return future.result()
@@ -118,6 +124,7 @@ class Tokenization:
         if timeout_s <= 0:
             _reject(group, DeadlineExpiredError("The deadline passed before the text was tokenized. Allow more time."))
             return
+        tracing.follow_trace(group[0].trace)  # a span has one parent: the others' stage shows how long they waited
         telemetry.request_id.set(",".join([one.request_id for one in group[:_LOGGED_IDS]]))
         try:
             tokens = await self._tokenizer.tokenize(options, texts, pairs, timeout_s)

@@ -15,6 +15,7 @@ from modelfleet.runtime import telemetry
 from modelfleet.runtime.affinity import AFFINITY_HEADER, affinity_key
 from modelfleet.runtime.errors import DrainingError, InternalError, ModelfleetError, OverloadedError
 from modelfleet.runtime.status import pushback, to_status
+from modelfleet.runtime.tracing import end_call, start_call
 
 _log = structlog.get_logger()
 
@@ -149,6 +150,7 @@ class _Call:
         self._request_id = str(metadata.get(telemetry.REQUEST_ID_HEADER) or telemetry.new_request_id())
         telemetry.request_id.set(self._request_id)
         affinity_key.set(str(metadata.get(AFFINITY_HEADER, "")))
+        self._span = start_call(method, metadata)
 
     def succeeded(self) -> None:
         self._record(grpc.StatusCode.OK)
@@ -170,12 +172,14 @@ class _Call:
             _log.warning("call failed", method=self._method, reason=error.reason, exc_info=error.__cause__)
         status = to_status(error, self._request_id)
         telemetry.REJECTIONS.labels(error.reason.value).inc()
-        self._record(status.code)
+        self._record(status.code, error.reason.value)
         _log.info(
             "call refused", method=self._method, code=status.code.name, reason=error.reason, message=error.message
         )
         await self._context.abort(status.code, status.details, (*status.trailing_metadata, *pushback(error)))
 
-    def _record(self, code: grpc.StatusCode) -> None:
+    def _record(self, code: grpc.StatusCode, reason: str = "") -> None:
         elapsed = time.perf_counter() - self._started
         telemetry.RPC_SECONDS.labels(self._method, code.name).observe(elapsed)
+        ids = {"modelfleet.request_id": self._request_id} | ({"modelfleet.reason": reason} if reason else {})
+        end_call(self._span, code.value[0], ids.items())

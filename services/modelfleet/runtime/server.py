@@ -17,6 +17,7 @@ from modelfleet.runtime import telemetry
 from modelfleet.runtime.health import Health
 from modelfleet.runtime.interceptors import Admission, CallInterceptor
 from modelfleet.runtime.settings import ServerSettings
+from modelfleet.runtime.tracing import configure_tracing
 
 _log = structlog.get_logger()
 
@@ -119,6 +120,7 @@ async def until_signalled() -> None:
 def run(main: Callable[[], Awaitable[None]], settings: ServerSettings, service: str) -> None:
     """Run a service's `main` on uvloop, with logs and metrics set up, until it returns."""
     telemetry.configure_logging(service, settings.log_level)
+    configure_tracing(service)
     metrics_port = telemetry.serve_metrics(settings.host, settings.metrics_port)
     _log.info("metrics", port=metrics_port)
 

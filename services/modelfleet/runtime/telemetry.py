@@ -8,6 +8,8 @@ from contextvars import ContextVar
 import prometheus_client
 import structlog
 
+from modelfleet.runtime.tracing import outgoing_trace, trace_id
+
 REQUEST_ID_HEADER = "x-request-id"
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -30,9 +32,9 @@ def new_request_id() -> str:
 
 
 def outgoing_metadata() -> tuple[tuple[str, str], ...]:
-    """Return the metadata that carries the current request id to the next service."""
+    """Return the metadata that carries the current request id and trace to the next service."""
     current = request_id.get()
-    return ((REQUEST_ID_HEADER, current),) if current else ()
+    return (((REQUEST_ID_HEADER, current),) if current else ()) + outgoing_trace()
 
 
 def configure_logging(service: str, level: str) -> None:
@@ -41,7 +43,7 @@ def configure_logging(service: str, level: str) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _add_request_id,
+        _add_ids,
         # Without local variables: they hold the texts of users.
         structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
     ]
@@ -66,9 +68,11 @@ def configure_logging(service: str, level: str) -> None:
     structlog.contextvars.bind_contextvars(service=service)
 
 
-def _add_request_id(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _add_ids(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     if current := request_id.get():
         event.setdefault("request_id", current)
+    if current := trace_id():
+        event.setdefault("trace_id", current)
     return event
 
 

@@ -23,7 +23,7 @@ from modelfleet.inference.generation.model import GenerativeModel
 from modelfleet.inference.generation.options import Options
 from modelfleet.inference.generation.sequences import Finish, Progress, Usage
 from modelfleet.inference.generation.text_stream import StopStrings, TextStream
-from modelfleet.inference.metrics import STAGE_SECONDS
+from modelfleet.inference.metrics import observe_tokenizing
 from modelfleet.inference.pipeline import Pipeline
 from modelfleet.inference.token_ids import check_token_ids
 from modelfleet.inference.tokenization import Tokenization, TokenizeOptions, Truncation
@@ -197,7 +197,7 @@ class Answering:
         )
         started = time.monotonic()
         tokens = await self._tokenization.tokenize(options, [text], deadline=deadline)
-        STAGE_SECONDS.labels("tokenize").observe(time.monotonic() - started)
+        observe_tokenizing(started)
         if not len(tokens.ids):
             raise InvalidInputError("The prompt has no tokens. Give at least one character.", field="prompt")
         return tokens.ids
