@@ -14,6 +14,8 @@ from modelfleet.api.manager.v1 import (
 
 from harness.graphs import SampleBundle
 
+_PIECE_BYTES = 1 << 20
+
 Report = worker_service_pb2.VersionStatus
 
 
@@ -82,4 +84,6 @@ class AssigningManager(worker_service_pb2_grpc.WorkerServiceServicer, model_serv
     async def DownloadBlob(  # noqa: N802  as in the contract
         self, request: Any, _context: Any
     ) -> AsyncIterator[model_service_pb2.DownloadBlobResponse]:
-        yield model_service_pb2.DownloadBlobResponse(data=self.contents[request.sha256][request.offset :])
+        content = self.contents[request.sha256]
+        for start in range(request.offset, len(content), _PIECE_BYTES):
+            yield model_service_pb2.DownloadBlobResponse(data=content[start : start + _PIECE_BYTES])

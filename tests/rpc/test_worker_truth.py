@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from modelfleet.api.oip.v2 import open_inference_pb2
 from modelfleet.api.oip.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from modelfleet.bundle.manifest import Task
 from modelfleet.client import AsyncClient
-from modelfleet.inference import session
+from modelfleet.inference import memory_budget, session
 from modelfleet.inference.__main__ import Settings, working
 from modelfleet.inference.cache import Cache
 from modelfleet.inference.memory_budget import MemoryBudget
@@ -152,6 +153,81 @@ async def test_versions_beyond_the_limit_take_turns_and_requests_wait_for_theirs
         answers = await asyncio.gather(*(worker.answers(name) for name in "abccbaacb" * 4))
         assert all(answers)
         assert len(await loaded(worker)) == 2
+
+
+@pytest.fixture
+def memory_of_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure as if sessions alone took memory, 50 MB each, whatever else this process does meanwhile."""
+    sessions: weakref.WeakSet[session.Session] = weakref.WeakSet()
+    make = session.Session.__init__
+
+    def made(self: session.Session, *arguments: Any) -> None:
+        make(self, *arguments)
+        sessions.add(self)
+
+    monkeypatch.setattr(session.Session, "__init__", made)
+    monkeypatch.setattr(memory_budget, "resident_memory", lambda: 50_000_000 * len(sessions))
+
+
+@pytest.mark.usefixtures("memory_of_sessions")
+async def test_versions_that_were_idle_longest_make_way_for_one_that_does_not_fit(tmp_path: Path) -> None:
+    large = graphs.tensor_bundle(graphs.large(50_000_000))
+    samples = {f"{name}@1": large for name in "ab"}
+    # Each needs 75 MB while it loads and 50 afterwards: two fit, a third does not.
+    async with running(tmp_path, evict_idle=True, memory_bytes=150_000_000) as worker:
+        await worker.manager.assign(samples, {"a": 1, "b": 1})
+        for key in samples:
+            await worker.manager.reported(key, "READY")
+        assert await worker.answers("b")
+        assert await worker.answers("a")
+        assert await loaded(worker) == {"a@1", "b@1"}
+
+        await worker.manager.assign({**samples, "c@1": large}, {"a": 1, "b": 1, "c": 1})
+        await worker.manager.reported("c@1", "READY")
+
+        assert await loaded(worker) == {"a@1", "c@1"}
+        assert await worker.answers("b")
+        assert await loaded(worker) == {"b@1", "c@1"}  # c was never asked, but became ready later
+
+
+@pytest.mark.usefixtures("memory_of_sessions")
+async def test_for_a_version_that_would_not_fit_on_an_empty_worker_none_makes_way(tmp_path: Path) -> None:
+    small, large = graphs.tensor_bundle(graphs.affine()), graphs.tensor_bundle(graphs.large(60_000_000))
+    async with running(tmp_path, evict_idle=True, memory_bytes=80_000_000) as worker:
+        await worker.manager.assign({"m@1": small}, {"m": 1})
+        await worker.manager.reported("m@1", "READY")
+        await worker.manager.assign({"m@1": small, "n@1": large}, {"m": 1, "n": 1})
+
+        reason = (await worker.manager.reported("n@1", "FAILED")).reason
+
+        assert "n@1 needs about 90 MB of host memory to be loaded" in reason
+        assert worker.manager.reports["m@1"].providers
+
+
+async def test_an_evicted_version_does_not_wait_for_the_download_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = {f"{name}@1": graphs.tensor_bundle(graphs.affine()) for name in "ab"}
+    other = graphs.tensor_bundle(graphs.image())
+    downloading = asyncio.Event()
+    fetch = Cache.fetch
+
+    async def never_ends(cache: Cache, file: Any, download: Any) -> None:
+        if file in other.bundle.files:
+            downloading.set()
+            await asyncio.Event().wait()
+        await fetch(cache, file, download)
+
+    monkeypatch.setattr(Cache, "fetch", never_ends)
+    async with running(tmp_path, max_loaded_versions=1) as worker:
+        await worker.manager.assign(samples, {"a": 1, "b": 1})
+        for key in samples:
+            await worker.manager.reported(key, "READY")
+        await worker.manager.assign({**samples, "n@1": other}, {"a": 1, "b": 1})
+        await downloading.wait()
+
+        assert await worker.answers("a")
+        assert await worker.answers("b")
 
 
 async def test_an_evicted_version_that_cannot_be_loaded_again_fails_with_the_reason_and_heals(

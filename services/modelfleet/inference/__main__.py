@@ -96,9 +96,11 @@ class Settings(ServerSettings):
     """Largest text."""
     memory_bytes: int = Field(default=0, ge=0)
     """Host memory that this worker may take; a version that would not fit is refused. 0 for the container's limit."""
+    evict_idle: bool = False
+    """Let the versions that were not used for longest make way for one that does not fit into memory. The next request
+    for one of them loads it again, and waits for that."""
     max_loaded_versions: int = Field(default=0, ge=0)
-    """Most versions loaded at once; the one that was not used for longest makes way, and is loaded again by the next
-    request for it, which waits. 0 for no limit."""
+    """Most versions loaded at once, by the same means, which it switches on; 0 for no limit."""
     canary_interval_s: float = Field(default=10, ge=0)
     """Pause between requests of the worker's own, which find out whether it still answers; 0 for none."""
     canary_timeout_s: float = Field(default=60, gt=0)
@@ -142,7 +144,15 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
             generation=generation,
             check_tokenizer=tokenizer.check,
         )
-        agent = Agent(served, loader, engine, cache, manager, max_loaded_versions=settings.max_loaded_versions)
+        agent = Agent(
+            served,
+            loader,
+            engine,
+            cache,
+            manager,
+            evicts=settings.evict_idle or settings.max_loaded_versions > 0,
+            max_loaded_versions=settings.max_loaded_versions,
+        )
         tokenization = Tokenization(tokenizer)
         limits = RequestLimits(settings.max_texts, settings.max_text_bytes)
         pipeline = Pipeline(served, manager, tokenization, engine, limits)

@@ -19,6 +19,7 @@ from modelfleet.inference.engine import Engine
 from modelfleet.inference.eviction import Room
 from modelfleet.inference.loading import Loader
 from modelfleet.inference.memory_budget import SessionMemory
+from modelfleet.inference.models import HeldModel
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.states import VersionState
 from modelfleet.runtime.errors import ManagerUnreachableError, ModelfleetError, OverloadedError
@@ -56,10 +57,11 @@ class Agent:
         cache: Cache,
         manager: Manager,
         *,
+        evicts: bool = False,
         max_loaded_versions: int = 0,
     ) -> None:
         self._served = served
-        self._room = Room(served, self._unload, max_loaded_versions)
+        self._room = Room(served, self._unload, evicts=evicts, limit=max_loaded_versions)
         self._loader = loader
         self._engine = engine
         self._cache = cache
@@ -160,12 +162,8 @@ class Agent:
         pause = 0.0
         while True:
             try:
-                async with self._room.taken():
-                    version.model = await self._loader.load(
-                        version.assigned, lambda state: self._entered(version, state)
-                    )
-                    if version.evicted:  # within the room: none may evict it again before it has answered
-                        await self._served.restore(version)
+                await self._loader.fetch(version.assigned)
+                await self._room.give(version, lambda: self._load(version))
             except Exception as error:  # noqa: BLE001  whatever it is, it is this version's failure alone
                 _log.warning("version not loaded", version=str(version.key), exc_info=error)
                 why = str(error) or type(error).__name__
@@ -182,6 +180,9 @@ class Agent:
                 self._served.move(version, VersionState.DOWNLOADING)
         if version.state is not VersionState.READY:
             self._served.move(version, VersionState.READY)
+
+    async def _load(self, version: ServedVersion) -> HeldModel:
+        return await self._loader.load(version.assigned, lambda state: self._entered(version, state))
 
     def _entered(self, version: ServedVersion, state: VersionState) -> None:
         # An evicted version stays READY while it is loaded again: it was proved on this very device.

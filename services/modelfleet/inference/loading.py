@@ -42,7 +42,7 @@ class _Proof:
 
 class Loader:
     """
-    Makes loaded models. One at a time is verified and warmed, so that loading takes little from serving.
+    Makes loaded models.
 
     `check_tokenizer` raises InvalidBundleError for a tokenizer that the tokenizer service cannot use.
     """
@@ -67,30 +67,35 @@ class Loader:
         self._budget = budget
         self._generation = generation
         self._check_tokenizer = check_tokenizer
-        self._one_at_a_time = asyncio.Lock()
 
-    async def load(self, assigned: AssignedVersion, entered: Callable[[VersionState], None]) -> HeldModel:
+    async def fetch(self, assigned: AssignedVersion) -> None:
         """
-        Return the loaded model, attached to the engine; `entered` hears of each state on the way.
+        Have a version's files here, and its tokenizer at the tokenizer service.
 
-        Raises ManagerUnreachableError, BlobNotFoundError, DigestMismatchError, InvalidBundleError,
-        ProviderUnavailableError, GoldenMismatchError, InsufficientMemoryError, FatalDeviceError, OSError (disk full).
+        Raises ManagerUnreachableError, BlobNotFoundError, DigestMismatchError, InvalidBundleError, OSError (disk full).
         """
         for file in assigned.bundle.files:
             await self._cache.fetch(file, self._download)
         if self._check_tokenizer and (digest := assigned.bundle.tokenizer_digest):
             await self._check_tokenizer(digest)
-        async with self._one_at_a_time:
-            entered(VersionState.VERIFYING)
-            started = time.monotonic()
-            await asyncio.to_thread(return_free_memory)  # of the downloads, so that what is left is known
-            if assigned.bundle.manifest.task is Task.GENERATE:
-                return await self._generative(assigned, entered)
-            model, proof = await asyncio.to_thread(self._verified, assigned)
-            entered(VersionState.WARMING)
-            await self._prove(model, proof)
-            seconds = round(time.monotonic() - started, 3)
-            _log.info("loaded", version=model.name, seconds=seconds, **asdict(model.memory))
+
+    async def load(self, assigned: AssignedVersion, entered: Callable[[VersionState], None]) -> HeldModel:
+        """
+        Return the model of a version that was fetched, attached to the engine; `entered` hears of each state.
+
+        Raises DigestMismatchError, InvalidBundleError, ProviderUnavailableError, GoldenMismatchError,
+        InsufficientMemoryError, FatalDeviceError, OSError (disk full).
+        """
+        entered(VersionState.VERIFYING)
+        started = time.monotonic()
+        await asyncio.to_thread(return_free_memory)  # of the downloads, so that what is left is known
+        if assigned.bundle.manifest.task is Task.GENERATE:
+            return await self._generative(assigned, entered)
+        model, proof = await asyncio.to_thread(self._verified, assigned)
+        entered(VersionState.WARMING)
+        await self._prove(model, proof)
+        seconds = round(time.monotonic() - started, 3)
+        _log.info("loaded", version=model.name, seconds=seconds, **asdict(model.memory))
         return model
 
     async def unload(self, model: HeldModel) -> None:
@@ -148,7 +153,7 @@ class Loader:
         session = Session(graph, self._options)
         return_free_memory()
         host_bytes, device_bytes = self._budget.left().since(before)
-        self._budget.require(name, 0, 0, "after it was loaded")
+        self._budget.require_kept(name, "once it is loaded")
         if manifest.task is Task.TENSOR:
             model: LoadedModel = TensorModel(name, manifest, session, self._tensor_limits(manifest, examples))
         else:

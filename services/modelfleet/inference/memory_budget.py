@@ -8,6 +8,7 @@ from modelfleet.runtime.errors import InsufficientMemoryError
 from modelfleet.runtime.memory import resident_memory
 
 _MEGABYTE = 1_000_000
+_HOST_REMEDY = "Assign fewer versions to it, give it more memory, or raise memory_bytes."
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +54,33 @@ class MemoryBudget:
         """Raise InsufficientMemoryError, with the figures, unless a version may take that much more."""
         left = self.left()
         if host_bytes > left.host:
-            raise InsufficientMemoryError(
+            raise _refusal(
                 f"{version} needs about {_shown(host_bytes)} of host memory {purpose}, and {_shown(left.host)} of "
-                f"{_shown(self._host_bytes)} are left on this worker. "
-                "Assign fewer versions to it, give it more memory, or raise memory_bytes."
+                f"{_shown(self._host_bytes)} are left on this worker. {_HOST_REMEDY}",
+                missing_host_bytes=host_bytes - left.host,
             )
         if left.device is not None and device_bytes > left.device:
-            raise InsufficientMemoryError(
+            raise _refusal(
                 f"{version} needs about {_shown(device_bytes)} of device memory {purpose}, and {_shown(left.device)} "
-                "are left. Assign fewer versions to this worker, or lower max_batch_tokens."
+                "are left. Assign fewer versions to this worker, or lower max_batch_tokens.",
+                missing_device_bytes=device_bytes - left.device,
             )
+
+    def require_kept(self, version: str, when: str) -> None:
+        """Raise InsufficientMemoryError, with the figures, if a version has taken more than there was."""
+        left = self.left()
+        if left.host < 0:
+            raise _refusal(
+                f"{version} does not fit: {when}, this worker takes {_shown(-left.host)} more than its "
+                f"{_shown(self._host_bytes)} of host memory. {_HOST_REMEDY}",
+                missing_host_bytes=-left.host,
+            )
+
+
+def _refusal(message: str, *, missing_host_bytes: int = 0, missing_device_bytes: int = 0) -> InsufficientMemoryError:
+    refusal = InsufficientMemoryError(message)
+    refusal.missing_host_bytes, refusal.missing_device_bytes = missing_host_bytes, missing_device_bytes
+    return refusal
 
 
 def _shown(count: int) -> str:

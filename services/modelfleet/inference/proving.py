@@ -68,7 +68,7 @@ async def warm_up(
     host_bytes, device_bytes = ((_PARTS - 1) * (now - at_once) for now, at_once in zip(grown, once, strict=True))
     budget.require(model.name, host_bytes, device_bytes, f"to run {largest} at once")
     await _answer(model, engine, largest)
-    budget.require(model.name, 0, 0, f"after {largest} at once")
+    budget.require_kept(model.name, f"after {largest} at once")
     host_bytes, device_bytes = growth.now()
     model.memory = replace(model.memory, host_peak_bytes=host_bytes, device_peak_bytes=device_bytes)
 

@@ -34,7 +34,7 @@ class ServedVersion:
     in_use: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     last_used: float = 0.0
-    """When a request began to use it, in seconds on the monotonic clock."""
+    """When a request began to use it, or it was loaded, in seconds on the monotonic clock."""
     evicted: bool = False
     """It has been READY, made room for another version, and is loaded again by the next request for it."""
     back: asyncio.Event = field(default_factory=asyncio.Event)
@@ -112,7 +112,6 @@ class ServedModels:
     async def restore(self, version: ServedVersion) -> None:
         """Let requests use an evicted version, which is loaded again. Returns when those that waited do use it."""
         version.evicted, version.reason = False, ""
-        version.last_used = time.monotonic()
         version.back.set()
         self._changed(version)
         while version.awaited_by:  # noqa: ASYNC110  their turns are next; there is nothing to wait for

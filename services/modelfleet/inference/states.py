@@ -23,8 +23,8 @@ _R, _G, _U, _F = VersionState.READY, VersionState.DRAINING, VersionState.UNLOADE
 FOLLOWING: Mapping[VersionState, frozenset[VersionState]] = MappingProxyType(
     {
         _D: frozenset({_D, _V, _F, _U}),  # itself: the manager is away; unloaded: unassigned before it was ready
-        _V: frozenset({_W, _F, _U}),
-        _W: frozenset({_R, _F, _U}),
+        _V: frozenset({_V, _W, _F, _U}),  # itself, as warming does: another has made way, and it is loaded anew
+        _W: frozenset({_V, _R, _F, _U}),
         _R: frozenset({_G, _F}),  # failed: evicted, and could not be loaded again
         _G: frozenset({_U}),
         _U: frozenset({_D}),

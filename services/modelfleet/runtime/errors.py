@@ -180,9 +180,11 @@ class GoldenMismatchError(ModelfleetError):
 
 
 class InsufficientMemoryError(ModelfleetError):
-    """A model version does not fit into the memory that is left."""
+    """A model version does not fit into the memory that is left. Both figures are 0 where they are not known."""
 
     reason = Reason.INSUFFICIENT_MEMORY
+    missing_host_bytes: int = 0
+    missing_device_bytes: int = 0
 
 
 class UnavailableError(ModelfleetError):

@@ -329,14 +329,14 @@ async def test_assignments_in_quick_succession_end_as_the_last_one_says(tmp_path
         await worker.until_states()
 
 
-async def test_versions_that_get_ready_at_once_retire_the_old_one_once(tmp_path: Path) -> None:
+async def test_versions_that_get_ready_one_after_another_retire_the_old_one_once(tmp_path: Path) -> None:
     async with working(tmp_path) as worker:
         worker.manager.assign({"m@1": MODEL}, {"m": 1})
         await worker.until_states(m_1="READY")
         worker.loader.may_finish.clear()
         worker.loader.held_back = 0
         worker.manager.assign({"m@2": OTHER, "o@1": OTHER}, {"m": 2})
-        await worker.until(lambda: worker.loader.held_back == 2)
+        await worker.until(lambda: worker.loader.held_back == 1)
         worker.loader.may_finish.set()
         await worker.until_states(m_2="READY", o_1="READY")
         assert worker.history["m@1"][-2:] == ["READY", "DRAINING"]

@@ -1,6 +1,8 @@
 """What a version must show before it is READY: golden examples, the largest batch, and that it fits into memory."""
 
 import asyncio
+import gc
+import re
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from harness import graphs
 from harness.golden import affine_example, with_golden
 from modelfleet.bundle.golden import GoldenExample
 from modelfleet.bundle.manifest import Task
+from modelfleet.inference import loading
 from modelfleet.inference.assignment import AssignedVersion, VersionKey
 from modelfleet.inference.batching import BatchLimits
 from modelfleet.inference.cache import Cache
@@ -50,6 +53,7 @@ def shapes_run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 def taken() -> int:
     """What earlier tests have left behind is no part of it."""
+    gc.collect()  # tracebacks of what was refused
     return_free_memory()
     return resident_memory()
 
@@ -66,7 +70,9 @@ async def load(
     loader = Loader(
         Cache(directory / "cache"), sample.download, engine, graphs.cpu_options(directory), limits, budget=budget
     )
-    return await loader.load(AssignedVersion(VersionKey("m", 2), sample.bundle), lambda _: None)
+    assigned = AssignedVersion(VersionKey("m", 2), sample.bundle)
+    await loader.fetch(assigned)
+    return await loader.load(assigned, lambda _: None)
 
 
 async def test_a_model_that_gives_what_was_recorded_is_loaded(engine: Engine, tmp_path: Path) -> None:
@@ -207,6 +213,21 @@ async def test_a_version_whose_largest_batch_would_not_fit_is_refused_before_tha
     assert max(shapes_run) == (12, 1)
     model = await load(sample, engine, tmp_path / "again")
     assert model.memory.host_peak_bytes > 150 * MEGABYTE
+
+
+async def test_a_version_that_took_more_than_there_is_is_refused_with_the_figures(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = AtOnce(**vars(graphs.tensor_bundle(graphs.large(40 * MEGABYTE))))
+
+    monkeypatch.setattr(loading, "_LOADING_SHARE", 0)
+    with pytest.raises(InsufficientMemoryError) as caught:
+        await load(sample, engine, tmp_path, host_bytes=taken() + 10 * MEGABYTE)
+
+    assert re.match(
+        r"m@2 does not fit: once it is loaded, this worker takes \d+ MB more than its \d+ MB of host memory\.",
+        caught.value.message,
+    )
 
 
 async def test_unloading_gives_back_what_loading_took(engine: Engine, tmp_path: Path) -> None:
