@@ -121,6 +121,20 @@ async def test_what_a_version_runs_on_takes_and_has_answered_is_reported(tmp_pat
         assert sum(report.traffic.latency_counts) == 3
 
 
+async def test_a_version_that_no_canary_watches_says_so_wherever_it_is_listed(tmp_path: Path) -> None:
+    graph = graphs.affine()
+    graph.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "width"
+    async with running(tmp_path) as worker:
+        await worker.manager.assign({"m@1": graphs.tensor_bundle(graph)}, {"m": 1})
+
+        reason = (await worker.manager.reported("m@1", "READY")).reason
+
+        assert reason.startswith("neither warmed up nor watched: it has no golden examples, and it takes inputs of any")
+        (listed,) = await worker.client.served_models()
+        assert listed.state_reason == reason
+        assert await worker.answers()
+
+
 async def test_a_version_that_does_not_fit_is_refused_with_the_figures_and_others_are_served(tmp_path: Path) -> None:
     small = graphs.tensor_bundle(graphs.affine())
     large = graphs.tensor_bundle(graphs.large(30_000_000))

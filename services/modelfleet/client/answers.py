@@ -276,7 +276,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class WorkerVersion:
-    """A model version on a worker. `state` is such as `READY`; `state_reason` says why it FAILED."""
+    """A model version on a worker. `state` is such as `READY`; `state_reason` says why it FAILED, or is not watched."""
 
     model: str
     model_version: int

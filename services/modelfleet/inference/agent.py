@@ -179,7 +179,8 @@ class Agent:
             if version.state is VersionState.FAILED:
                 self._served.move(version, VersionState.DOWNLOADING)
         if version.state is not VersionState.READY:
-            self._served.move(version, VersionState.READY)
+            assert version.model
+            self._served.move(version, VersionState.READY, version.model.unwatched)
 
     async def _load(self, version: ServedVersion) -> HeldModel:
         return await self._loader.load(version.assigned, lambda state: self._entered(version, state))

@@ -18,9 +18,10 @@ from modelfleet.inference.engine import Engine
 from modelfleet.inference.generation.model import GenerationSettings, GenerativeModel
 from modelfleet.inference.memory_budget import MemoryBudget, SessionMemory
 from modelfleet.inference.models import HeldModel, LoadedModel, TensorModel, TextModel
-from modelfleet.inference.proving import check_golden, warm_up
+from modelfleet.inference.proving import check_golden, warm_up, warm_up_with_zeros
 from modelfleet.inference.session import Session, SessionOptions
 from modelfleet.inference.states import VersionState
+from modelfleet.inference.tasks.tensors import blank
 from modelfleet.runtime.memory import return_free_memory
 
 _log = structlog.get_logger()
@@ -130,9 +131,13 @@ class Loader:
 
     async def _prove(self, model: LoadedModel, proof: _Proof) -> None:
         await check_golden(model, self._engine, proof.examples, proof.tolerance)
+        samples = [example.inputs for example in proof.examples]
         self._engine.attach(model)
         try:
-            await warm_up(model, self._engine, self._budget, proof.examples, proof.tolerance)
+            if isinstance(model, TensorModel) and not samples:
+                await warm_up_with_zeros(model, self._engine, self._budget, proof.tolerance)
+            else:
+                await warm_up(model, self._engine, self._budget, samples, proof.tolerance)
         except BaseException:
             self._engine.detach(model)
             raise
@@ -155,16 +160,17 @@ class Loader:
         host_bytes, device_bytes = self._budget.left().since(before)
         self._budget.require_kept(name, "once it is loaded")
         if manifest.task is Task.TENSOR:
-            model: LoadedModel = TensorModel(name, manifest, session, self._tensor_limits(manifest, examples))
+            model: LoadedModel = TensorModel(name, manifest, session, self._tensor_limits(manifest, session, examples))
         else:
             model = TextModel(name, manifest, session, self._limits)
         model.memory = SessionMemory(host_bytes=host_bytes, device_bytes=device_bytes)
         return model, _Proof(examples, tolerance)
 
-    def _tensor_limits(self, manifest: Manifest, examples: Sequence[GoldenExample]) -> BatchLimits:
+    def _tensor_limits(self, manifest: Manifest, session: Session, examples: Sequence[GoldenExample]) -> BatchLimits:
         """Return limits in rows: the worker's, the manifest's, or those that fill a message, whichever is lowest."""
         rows = min(self._limits.max_tokens, manifest.max_batch_rows or self._limits.max_tokens)
-        largest = max((sum(array[:1].nbytes for array in example.inputs.values()) for example in examples), default=0)
+        samples = [example.inputs for example in examples] or [blank(session.inputs) or {}]
+        largest = max(sum(array[:1].nbytes for array in sample.values()) for sample in samples)
         if largest:
             rows = min(rows, max(1, _LARGEST_BATCH_BYTES // largest))
         return replace(self._limits, max_tokens=rows)

@@ -25,7 +25,11 @@ Reduce = Callable[[Array, NDArray[np.int64]], Iterable[Array]]
 
 
 class TextModel:
-    """A model whose rows are sequences of token ids; `Tokens` are the payload of its requests."""
+    """
+    A model whose rows are sequences of token ids; `Tokens` are the payload of its requests.
+
+    `canary` is there once it is warmed up; where it has none, `unwatched` says why.
+    """
 
     def __init__(self, name: str, manifest: Manifest, session: Session, limits: BatchLimits) -> None:
         self.name = name
@@ -35,6 +39,7 @@ class TextModel:
         self.record = ModelRecord()
         self.memory = SessionMemory()
         self.canary: Canary | None = None
+        self.unwatched = ""
         self._inputs = {spec.name: spec.dtype for spec in session.inputs}
         _check_text_inputs(session.inputs)
         self.output = _chosen_output(session, manifest.output)
@@ -76,6 +81,8 @@ class TensorModel:
 
     Where the first dimension of every input and output may vary, it counts elements: these are the rows, and requests
     whose other dimensions are equal share batches. Otherwise a request is one row and runs alone.
+
+    `canary` is there once it is warmed up; where it has none, `unwatched` says why.
     """
 
     def __init__(self, name: str, manifest: Manifest, session: Session, limits: BatchLimits) -> None:
@@ -86,6 +93,7 @@ class TensorModel:
         self.record = ModelRecord()
         self.memory = SessionMemory()
         self.canary: Canary | None = None
+        self.unwatched = ""
         self.batches = bool(session.inputs) and all(
             spec.shape and spec.shape[0] is None for spec in (*session.inputs, *session.outputs)
         )

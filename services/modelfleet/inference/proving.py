@@ -14,6 +14,7 @@ from modelfleet.inference.memory_budget import MemoryBudget
 from modelfleet.inference.models import LoadedModel, TensorModel
 from modelfleet.inference.session import RunCancellation
 from modelfleet.inference.statistics import ModelRecord
+from modelfleet.inference.tasks.tensors import blank
 from modelfleet.inference.tensor_spec import Array
 from modelfleet.inference.tokens import Tokens
 from modelfleet.runtime.errors import (
@@ -48,20 +49,17 @@ async def check_golden(model: LoadedModel, engine: Engine, examples: Sequence[Go
 
 
 async def warm_up(
-    model: LoadedModel, engine: Engine, budget: MemoryBudget, examples: Sequence[GoldenExample], tolerance: float
+    model: LoadedModel, engine: Engine, budget: MemoryBudget, samples: Sequence[Mapping[str, Array]], tolerance: float
 ) -> None:
     """
     Run batches up to the largest that is allowed; give the model its canary and the figures of its peak.
 
-    A `tensor` model runs its golden examples; without any, nothing says which inputs such a graph takes, and it is not
-    warmed up. Raises InsufficientMemoryError, InvalidBundleError.
+    A `tensor` model runs `samples`, one or more. Raises InsufficientMemoryError, InvalidBundleError.
     """
-    trials = list(_tensor_trials(model, examples) if isinstance(model, TensorModel) else _text_trials(model))
-    if not trials:
-        return
+    trials = _tensor_trials(model, samples) if isinstance(model, TensorModel) else _text_trials(model)
     smallest, part, largest = trials
     growth = _Growth(budget)
-    model.canary = Canary(smallest, await _answer(model, engine, smallest), tolerance)
+    canary = Canary(smallest, await _answer(model, engine, smallest), tolerance)
     once = growth.now()  # what a first run takes, whatever its size
     await _answer(model, engine, part)
     grown = growth.now()
@@ -71,6 +69,34 @@ async def warm_up(
     budget.require_kept(model.name, f"after {largest} at once")
     host_bytes, device_bytes = growth.now()
     model.memory = replace(model.memory, host_peak_bytes=host_bytes, device_peak_bytes=device_bytes)
+    if (changed := canary.difference(await _answer(model, engine, smallest))) > tolerance:
+        raise InvalidBundleError(
+            f"The graph answers {smallest} anew each time, by {changed:.3g} of its magnitude.", field="model"
+        )
+    model.canary = canary
+
+
+async def warm_up_with_zeros(model: TensorModel, engine: Engine, budget: MemoryBudget, tolerance: float) -> None:
+    """
+    Warm up a model of which nothing says what inputs it takes: zeros are tried.
+
+    Where they are none of its inputs, that proves nothing against it: it has no canary then, and `unwatched` says why.
+    Raises InsufficientMemoryError.
+    """
+    zeros = blank(model.session.inputs)
+    if zeros is None:
+        why = "it takes inputs of any shape"
+    else:
+        try:
+            await warm_up(model, engine, budget, [zeros], tolerance)
+        except InvalidBundleError as error:
+            why = f"zeros do not show what it does: {error.message.rstrip('.')}"
+        else:
+            return
+    model.unwatched = (
+        f"neither warmed up nor watched: it has no golden examples, and {why}. "
+        "Record some with `modelfleet golden record`."
+    )
 
 
 class _Growth:
@@ -132,12 +158,10 @@ def _text_trials(model: LoadedModel) -> Iterator[Trial]:
         yield Trial(tokens, [length] * rows)
 
 
-def _tensor_trials(model: TensorModel, examples: Sequence[GoldenExample]) -> Iterator[Trial]:
-    """Yield the smallest example and the largest; where the graph has a batch dimension, its first row many times."""
-    if not examples:
-        return
-    by_size = sorted(examples, key=lambda example: sum(array.nbytes for array in example.inputs.values()))
-    smallest, largest = by_size[0].inputs, by_size[-1].inputs
+def _tensor_trials(model: TensorModel, samples: Sequence[Mapping[str, Array]]) -> Iterator[Trial]:
+    """Yield the smallest sample and the largest; where the graph has a batch dimension, its first row many times."""
+    by_size = sorted(samples, key=lambda sample: sum(array.nbytes for array in sample.values()))
+    smallest, largest = by_size[0], by_size[-1]
     if not model.batches:
         yield from (Trial(inputs, [1]) for inputs in (smallest, largest, largest))
         return

@@ -2,9 +2,10 @@
 
 import asyncio
 import gc
+import math
 import re
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from modelfleet.inference.loading import Loader
 from modelfleet.inference.memory_budget import MemoryBudget
 from modelfleet.inference.models import LoadedModel
 from modelfleet.inference.session import Session
-from modelfleet.runtime.errors import GoldenMismatchError, InsufficientMemoryError
+from modelfleet.runtime.errors import GoldenMismatchError, InsufficientMemoryError, InvalidBundleError
 from modelfleet.runtime.memory import available_memory, resident_memory, return_free_memory
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -134,7 +135,7 @@ async def test_a_text_model_is_warmed_up_to_its_largest_batch(
         graphs.text_bundle(graphs.embedder(), Task.EMBED), engine, tmp_path, limits=BatchLimits(8 * graphs.MAX_TOKENS)
     )
 
-    assert shapes_run == [(1, 1), (2, graphs.MAX_TOKENS), (8, graphs.MAX_TOKENS)]
+    assert shapes_run == [(1, 1), (2, graphs.MAX_TOKENS), (8, graphs.MAX_TOKENS), (1, 1)]
 
 
 async def test_a_tensor_model_is_warmed_up_by_its_examples_to_its_largest_batch(
@@ -144,7 +145,7 @@ async def test_a_tensor_model_is_warmed_up_by_its_examples_to_its_largest_batch(
 
     model = await load(with_golden(bundle, tmp_path, affine_example(rows=2)), engine, tmp_path)
 
-    assert shapes_run == [(2, 3), (2, 3), (3, 3), (12, 3)]  # the golden example itself comes first
+    assert shapes_run == [(2, 3), (2, 3), (3, 3), (12, 3), (2, 3)]  # the golden example itself comes first
     assert model.limits.max_tokens == 12
 
 
@@ -164,13 +165,91 @@ async def test_a_batch_of_large_elements_holds_no_more_than_a_message(engine: En
     assert model.limits.max_tokens == (64 << 20) // large.nbytes
 
 
-async def test_a_tensor_model_without_examples_is_neither_warmed_up_nor_watched(
+async def test_a_tensor_model_without_examples_is_warmed_up_and_watched_by_zeros_of_its_shapes(
     engine: Engine, tmp_path: Path, shapes_run: list[tuple[int, ...]]
 ) -> None:
-    model = await load(graphs.tensor_bundle(graphs.affine()), engine, tmp_path)
+    model = await load(graphs.tensor_bundle(graphs.affine(), max_batch_rows=12), engine, tmp_path)
 
-    assert shapes_run == []
+    assert shapes_run == [(1, 3), (3, 3), (12, 3), (1, 3)]
+    assert model.memory.host_peak_bytes > 0
+    assert model.canary
+    assert [answer.tolist() for answer in model.canary.expected] == [[[1, 1, 1]]]
+    assert model.unwatched == ""
+
+
+@pytest.mark.parametrize(
+    ("graph", "shape"),
+    [
+        pytest.param(graphs.fixed_batch(), (2, 3), id="a fixed first dimension"),
+        pytest.param(graphs.echo(TensorProto.STRING), (1, 2), id="strings"),
+        pytest.param(graphs.echo(TensorProto.BOOL), (1, 2), id="truth values"),
+    ],
+)
+async def test_zeros_are_of_the_input_s_shape_and_dtype(
+    engine: Engine, tmp_path: Path, graph: ModelProto, shape: tuple[int, ...], shapes_run: list[tuple[int, ...]]
+) -> None:
+    model = await load(graphs.tensor_bundle(graph), engine, tmp_path)
+
+    assert shapes_run[0] == shape
+    assert model.canary
+
+
+def of_any_width() -> ModelProto:
+    return tensor_graph([helper.make_node("Identity", ["x"], ["y"])], ["batch", "width"])
+
+
+def of_no_zeros() -> ModelProto:
+    """y = the column of x that x's own first number tells, counted from 1."""
+    return tensor_graph(
+        [
+            helper.make_node("Cast", ["x"], ["numbers"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["numbers", "first"], ["number"], axis=1),
+            helper.make_node("Sub", ["number", "beyond"], ["index"]),
+            helper.make_node("GatherElements", ["x", "index"], ["y"], axis=1),
+        ],
+        ["batch", 3],
+        first=np.array([0], np.int64),
+        beyond=np.array([[9]], np.int64),
+    )
+
+
+def of_chance() -> ModelProto:
+    return tensor_graph([helper.make_node("RandomNormalLike", ["x"], ["y"])], ["batch", 3])
+
+
+@pytest.mark.parametrize(
+    ("make_graph", "why"),
+    [
+        (of_any_width, r"it takes inputs of any shape"),
+        (
+            of_no_zeros,
+            r"zeros do not show what it does: The graph fails on 1 rows: .*Out of range value in index tensor",
+        ),
+        (of_chance, r"zeros do not show what it does: The graph answers 1 rows anew each time, by .* magnitude"),
+    ],
+)
+async def test_a_tensor_model_that_nothing_can_be_asked_says_so_and_is_served(
+    engine: Engine, tmp_path: Path, make_graph: Callable[[], ModelProto], why: str
+) -> None:
+    model = await load(graphs.tensor_bundle(make_graph()), engine, tmp_path)
+
     assert model.canary is None
+    described = (
+        rf"neither warmed up nor watched: it has no golden examples, and {why}\. Record some with `modelfleet .*"
+    )
+    assert re.fullmatch(described, model.unwatched)
+    ((answer,),) = await engine.submit(model, {"x": np.full((1, 3), 9, np.float32)}, [1], deadline=math.inf)
+    assert len(answer) == 1
+
+
+async def test_a_text_model_that_answers_anew_each_time_is_refused(engine: Engine, tmp_path: Path) -> None:
+    noisy = graphs.embedder()
+    noisy.graph.node[-1].output[0] = "quiet"
+    noisy.graph.node.append(helper.make_node("RandomNormalLike", ["quiet"], ["noise"]))
+    noisy.graph.node.append(helper.make_node("Add", ["quiet", "noise"], ["last_hidden_state"]))
+
+    with pytest.raises(InvalidBundleError, match=r"answers 1 rows anew each time, by \d"):
+        await load(graphs.text_bundle(noisy, Task.EMBED), engine, tmp_path)
 
 
 async def test_a_version_too_large_for_what_is_left_is_refused_before_it_is_loaded_with_the_figures(

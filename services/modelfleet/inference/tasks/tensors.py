@@ -38,6 +38,14 @@ def check(
     return rows, tuple((name, inputs[name].shape[1:]) for name in sorted(inputs))
 
 
+def blank(specs: Sequence[TensorSpec]) -> dict[str, Array] | None:
+    """Return one element of zeros, or of empty strings; None where more than the first dimension may vary."""
+    if any(size is None for spec in specs for size in spec.shape[1:]):
+        return None
+    shapes = {spec.name: tuple(1 if size is None else size for size in spec.shape) for spec in specs}
+    return {spec.name: np.full(shapes[spec.name], "" if spec.dtype == np.object_ else 0, spec.dtype) for spec in specs}
+
+
 def joined(results: Sequence[Sequence[Array]], names: Sequence[str]) -> dict[str, Array]:
     """Return outputs by name from the outputs of each row."""
     if len(results) == 1:

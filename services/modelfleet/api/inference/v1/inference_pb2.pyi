@@ -724,7 +724,7 @@ class ServedModel(_message.Message):
     state: _version_state_pb2.VersionState.ValueType
     """Where it is in its life on this worker. Only READY answers."""
     state_reason: _builtins.str
-    """Why, when FAILED."""
+    """Why, when FAILED. When READY: that it is evicted, or why no canary request watches it."""
     max_tokens: _builtins.int
     """Most tokens in one sequence; 0 for `tensor` models."""
     max_batch_tokens: _builtins.int

@@ -279,7 +279,7 @@ class WorkerProgress(_message.Message):
     state: _version_state_pb2.VersionState.ValueType
     """The new version's state there; unspecified when the worker does not hold it."""
     reason: _builtins.str
-    """Why, when FAILED."""
+    """Why, when FAILED. When READY: that it is evicted, or why no canary request watches it."""
     current: _builtins.bool
     """Whether the worker follows the assignment of the rollout's present state."""
     def __init__(

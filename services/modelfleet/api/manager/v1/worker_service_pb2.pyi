@@ -221,7 +221,7 @@ class VersionStatus(_message.Message):
     state: _version_state_pb2.VersionState.ValueType
     """Where it is in its life there."""
     reason: _builtins.str
-    """Why, when FAILED."""
+    """Why, when FAILED. When READY: that it is evicted, or why no canary request watches it."""
     @_builtins.property
     def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Execution providers that the session runs on, in order of preference."""
