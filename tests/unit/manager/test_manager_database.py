@@ -10,6 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from harness.postgres import Postgres
 from harness.small_disk import small_disk
+from modelfleet.manager.store import database as database_module
 from modelfleet.manager.store import migrations
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import AssignmentRevisionRow, BlobRow, ModelVersionRow, Table
@@ -163,6 +164,54 @@ def test_server_that_goes_in_the_middle_of_a_write_leaves_nothing_of_it(postgres
     with database.reading() as session:
         assert session.scalars(select(BlobRow)).all() == []
     database.close()
+
+
+def test_who_waits_too_long_for_another_writer_is_told_to_retry(
+    new_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_BUSY_TIMEOUT_MS", 200)
+    url = new_url()
+    one, other = Database(url), Database(url)
+    one.migrate()
+
+    def wait_for_the_other() -> None:
+        with other.writing():
+            pass
+
+    with ThreadPoolExecutor(1) as threads, one.writing():
+        waiting = threads.submit(wait_for_the_other)
+        with pytest.raises(StorageUnreachableError, match="does not answer"):
+            waiting.result(20)
+    wait_for_the_other()
+    one.close()
+    other.close()
+
+
+def test_a_manager_that_freezes_in_the_middle_of_a_write_does_not_stop_the_others(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_IDLE_TIMEOUT_MS", 200)
+    url = postgres.new_url()
+    frozen, other = Database(url), Database(url)
+    frozen.migrate()
+
+    def go_on_after_the_others() -> None:
+        with frozen.writing() as session:
+            session.add(BlobRow(sha256="0" * 64, size=1, create_time=datetime.now(UTC)))
+            session.flush()
+            with ThreadPoolExecutor(1) as threads:
+                threads.submit(write_one).result(20)
+
+    def write_one() -> None:
+        with other.writing() as session:
+            session.add(BlobRow(sha256="1" * 64, size=1, create_time=datetime.now(UTC)))
+
+    with pytest.raises(StorageUnreachableError):
+        go_on_after_the_others()
+    with frozen.reading() as session:
+        assert [row.sha256 for row in session.scalars(select(BlobRow))] == ["1" * 64]
+    frozen.close()
+    other.close()
 
 
 def test_full_disk_is_told_and_leaves_what_was_written_before(tmp_path: Path) -> None:

@@ -20,7 +20,18 @@ from modelfleet.runtime.errors import DrainingError, ModelfleetError, StorageFul
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_TIMEOUT_MS = 30_000
-_CONNECT_TIMEOUT_S = 5
+# Of PostgreSQL: how long a writing transaction may rest, as that of a manager that has frozen does for ever, while all
+# others wait. The longest rest is a garbage collection's, while it deletes from the object store.
+_IDLE_TIMEOUT_MS = 120_000
+# Of libpq, in seconds and the last in milliseconds: a server that vanishes without a word is given up in half a minute.
+# https://www.postgresql.org/docs/current/libpq-connect.html
+_CONNECTION = {
+    "connect_timeout": "5",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "4",
+    "tcp_user_timeout": "30000",
+}
 _CLOSE_TIMEOUT_S = 30
 _BACKENDS = {"sqlite", "postgresql", "postgres"}
 _WRITES = "modelfleet_writes"
@@ -30,8 +41,9 @@ _FREE_SHARE = 0.25  # of SQLite's pages, from which on they are given back
 _SQLITE_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 _SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_SNAPSHOT}
 _POSTGRES_FULL = {"53100"}
-# What PostgreSQL says when it starts, stops, fails over, has no connection left, or gives up one of two transactions.
-_POSTGRES_TRANSIENT = {"53300", "57P01", "57P02", "57P03", "40001", "40P01", "25006"}
+# What PostgreSQL says when it starts, stops, fails over, has no connection left, gives up one of two transactions, or
+# ends one that waits or rests for too long.
+_POSTGRES_TRANSIENT = {"53300", "57P01", "57P02", "57P03", "40001", "40P01", "25006", "55P03", "25P03"}
 
 _log = structlog.get_logger()
 
@@ -91,6 +103,7 @@ class Database:
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         with self._using(), self._writer.begin() as connection:
             if not self.is_sqlite:
+                connection.execute(text("SET LOCAL lock_timeout = 0"))  # a migration may take its time
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, revision)
@@ -158,8 +171,18 @@ def _sqlite_engine(url: URL) -> Engine:
 
 def _postgres_engine(url: URL) -> Engine:
     # `postgres://` and `postgresql://` are how operators write it; the driver is ours to choose.
-    url = url.set(drivername="postgresql+psycopg", query={"connect_timeout": str(_CONNECT_TIMEOUT_S), **url.query})
-    return create_engine(url, pool_pre_ping=True)  # connections die when the server is restarted or fails over
+    url = url.set(drivername="postgresql+psycopg", query={**_CONNECTION, **url.query})
+    engine = create_engine(url, pool_pre_ping=True)  # connections die when the server is restarted or fails over
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"SET lock_timeout = {_BUSY_TIMEOUT_MS}")
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_TIMEOUT_MS}")
+        cursor.close()
+        connection.commit()
+
+    return engine
 
 
 @contextmanager
