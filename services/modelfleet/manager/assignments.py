@@ -7,7 +7,6 @@ from typing import Self
 
 import structlog
 from sqlalchemy import select, tuple_
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from modelfleet.manager.placement import pools_of, serves
@@ -17,7 +16,7 @@ from modelfleet.manager.rollout_states import HOLDING_BOTH, RolloutState
 from modelfleet.manager.rollouts import to_rollout
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import AliasRow, AssignmentRevisionRow, ModelRow, ModelVersionRow, RolloutRow
-from modelfleet.runtime.errors import DrainingError, ModelfleetError
+from modelfleet.runtime.errors import DrainingError
 
 _RETRY_S = 1.0
 _POLL_S = 1.0  # for what other managers change
@@ -133,7 +132,7 @@ class Assignments:
             changes = self._changes
             try:
                 newest = await asyncio.to_thread(self._read)
-            except (SQLAlchemyError, ModelfleetError):
+            except Exception:  # noqa: BLE001  whatever it is: without this task no worker would hear of anything again
                 _log.exception("assignment not read", retry_s=_RETRY_S)
                 await asyncio.sleep(_RETRY_S)
                 self._stale.set()
@@ -149,7 +148,7 @@ class Assignments:
             await asyncio.sleep(_POLL_S)
             try:
                 revision = await asyncio.to_thread(self._read_revision)
-            except (SQLAlchemyError, ModelfleetError) as error:
+            except Exception as error:  # noqa: BLE001  as in _refresh
                 _log.warning("revision not read", error=str(error))
             else:
                 if revision != self._current.revision:

@@ -69,7 +69,7 @@ class GarbageCollector:
             try:
                 await asyncio.to_thread(self._store.sweep)
                 await asyncio.to_thread(self.collect)
-            except (ModelfleetError, SQLAlchemyError, OSError):
+            except Exception:  # noqa: BLE001  whatever it is, such as a store that refuses: the next time begins anew
                 _log.exception("garbage not collected", retry_s=interval_s)
             await asyncio.sleep(interval_s)
 

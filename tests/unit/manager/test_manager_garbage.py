@@ -11,12 +11,13 @@ from modelfleet.bundle.bundle import Bundle, BundleFile
 from modelfleet.bundle.manifest import Manifest, Task
 from modelfleet.manager.blob_store import BlobStore
 from modelfleet.manager.blobs import Blobs
-from modelfleet.manager.garbage import GarbageCollector
+from modelfleet.manager.garbage import Collected, GarbageCollector
 from modelfleet.manager.registry import Registry
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import BlobRow
 from modelfleet.manager.uploads import Chunk, Uploads
 from modelfleet.runtime.errors import InvalidInputError, StateConflictError, StorageUnreachableError
+from obstore.exceptions import PermissionDeniedError
 from sqlalchemy import update
 
 HOUR = 3600
@@ -42,6 +43,27 @@ def make_older(database: Database, *digests: str) -> None:
         chosen = update(BlobRow).where(BlobRow.sha256.in_(digests))
         session.execute(chosen.values(create_time=earlier))
         session.execute(chosen.where(BlobRow.last_used_time.is_not(None)).values(last_used_time=earlier))
+
+
+async def test_a_collection_that_fails_in_whatever_way_is_not_the_last(
+    collector: GarbageCollector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    outcomes = iter([PermissionDeniedError("not for you"), KeyError("sha256")])
+
+    def collect() -> Collected:
+        if error := next(outcomes, None):
+            raise error
+        loop.call_soon_threadsafe(collected.set)
+        return Collected()
+
+    monkeypatch.setattr(collector, "collect", collect)
+    collecting = asyncio.create_task(collector.run(interval_s=0.01))
+
+    async with asyncio.timeout(5):
+        await collected.wait()
+    collecting.cancel()
 
 
 async def test_blob_that_no_version_has_goes_after_the_grace_period(
