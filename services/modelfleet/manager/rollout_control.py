@@ -41,6 +41,7 @@ class RolloutControl:
         self._due = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._forgot = 0.0
+        self._since: dict[tuple[int, int], float] = {}  # by rollout and number of events
         workers.on_report(self.wake)
 
     def wake(self) -> None:
@@ -91,12 +92,23 @@ class RolloutControl:
         if not rollouts:
             return False
         workers = self._workers.current()
-        now = datetime.now(UTC)
+        self._since = {_moment(rollout): self._entered(rollout) for rollout, _ in rollouts}
         moved = False
         for rollout, old_is_named in rollouts:
-            following = decide(rollout, workers, now, old_is_named=old_is_named)
+            elapsed_s = time.monotonic() - self._since[_moment(rollout)]
+            following = decide(rollout, workers, elapsed_s, old_is_named=old_is_named)
             moved |= following is not None and self._enter(rollout, following, workers)
         return moved
+
+    def _entered(self, rollout: Rollout) -> float:
+        """
+        Return when a rollout became what it is, on the monotonic clock.
+
+        The wall clock says so once, to a manager that sees it for the first time: when it jumps afterwards, that ends
+        no step and no rollback window.
+        """
+        elapsed = datetime.now(UTC) - rollout.events[-1].time
+        return self._since.get(_moment(rollout), time.monotonic() - max(0.0, elapsed.total_seconds()))
 
     def _enter(self, rollout: Rollout, following: Next, workers: tuple[WorkerStatus, ...]) -> bool:
         with self._database.writing() as session:
@@ -106,6 +118,10 @@ class RolloutControl:
                 return False
             enter(session, row, following, workers)
         return True
+
+
+def _moment(rollout: Rollout) -> tuple[int, int]:
+    return rollout.rollout, len(rollout.events)
 
 
 def _old_is_named(session: Session, row: RolloutRow) -> bool:

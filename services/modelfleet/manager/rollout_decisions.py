@@ -83,16 +83,16 @@ class Next:
     step: int = 0
 
 
-def decide(rollout: Rollout, workers: Sequence[WorkerStatus], now: datetime, *, old_is_named: bool) -> Next | None:
+def decide(rollout: Rollout, workers: Sequence[WorkerStatus], elapsed_s: float, *, old_is_named: bool) -> Next | None:
     """
     Return what is to be entered now, None to wait.
 
-    `workers` are all live ones; `old_is_named` tells that something else assigns the old version.
+    `workers` are all live ones; `elapsed_s` is the time since the last event, in seconds; `old_is_named` tells that
+    something else assigns the old version.
     """
     workers = rollout.concerned(workers)
     if rollout.state in HOLDING_BOTH and (reason := _failure(rollout, workers)):
         return Next(RolloutState.FAILED, reason)
-    elapsed_s = (now - rollout.events[-1].time).total_seconds()
     following: Next | None = None
     match rollout.state:
         case RolloutState.PENDING:

@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 
 import pytest
 from modelfleet.bundle.bundle import Bundle, BundleFile
 from modelfleet.bundle.manifest import Manifest, Task
 from modelfleet.bundle.reference import ModelReference
+from modelfleet.manager import rollout_control
 from modelfleet.manager.assignments import Assignment, Assignments
 from modelfleet.manager.canary import Canary
 from modelfleet.manager.leadership import Leadership
@@ -32,6 +33,7 @@ class Fleet:
     registry: Registry
     workers: Workers
     rollouts: Rollouts
+    leadership: Leadership
     control: RolloutControl
 
     async def round(self) -> None:
@@ -70,8 +72,9 @@ async def fleet(database: Database) -> Fleet:
         registry.register("pii", bundle, "stable" if content == "1" else None)
     workers = Workers(database, ttl_s=60)
     rollouts = Rollouts(database, workers, lambda: None)
-    control = RolloutControl(database, workers, Leadership(database, 1000), lambda: None)
-    return Fleet(database, registry, workers, rollouts, control)
+    leadership = Leadership(database, 1000)
+    control = RolloutControl(database, workers, leadership, lambda: None)
+    return Fleet(database, registry, workers, rollouts, leadership, control)
 
 
 def shares(assignment: Assignment) -> dict[int, int]:
@@ -127,6 +130,50 @@ async def test_who_no_longer_leads_changes_nothing(fleet: Fleet) -> None:
 
     assert fleet.of(number).state == "LOADING"
     assert fleet.alias() == 1
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=1), timedelta(days=-1)], ids=["forth", "back"])
+@pytest.mark.parametrize("state", ["LOADING", "CANARY", "FLIPPING"])
+async def test_a_wall_clock_that_jumps_ends_neither_loading_nor_a_step_nor_the_rollback_window(
+    fleet: Fleet, state: str, jump: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = RolloutSpec("pii", "stable", 2, canary=Canary((10,), step_duration_s=600), rollback_window_s=600)
+    number = fleet.rollouts.create(spec).rollout.rollout
+    await fleet.round()
+    if state != "LOADING":
+        await fleet.obey(READY)
+    if state == "FLIPPING":
+        fleet.rollouts.promote(number, full=True)
+        await fleet.obey(READY)
+    await fleet.round()
+
+    monkeypatch.setattr(rollout_control, "datetime", clock_off_by(jump))
+    await fleet.round()
+
+    assert fleet.of(number).state == state
+
+
+async def test_a_manager_that_takes_over_counts_on_from_when_the_state_was_entered(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = fleet.rollouts.create(RolloutSpec("pii", "stable", 2, loading_timeout_s=60)).rollout.rollout
+    await fleet.round()
+    monkeypatch.setattr(rollout_control, "datetime", clock_off_by(timedelta(seconds=61)))
+
+    another = RolloutControl(fleet.database, fleet.workers, fleet.leadership, lambda: None)
+    await asyncio.to_thread(another.round)
+
+    found = fleet.of(number)
+    assert (found.state, found.events[-1].reason) == ("FAILED", "No worker reported within 60 s.")
+
+
+def clock_off_by(jump: timedelta) -> type[datetime]:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + jump
+
+    return Clock
 
 
 async def test_a_canary_that_fails_is_taken_back(fleet: Fleet) -> None:
