@@ -30,7 +30,17 @@ from modelfleet.inference.__main__ import Settings, working
 from modelfleet.inference.cache import Cache
 from modelfleet.inference.memory_budget import MemoryBudget
 from modelfleet.inference.session import Device, is_fatal
-from modelfleet.runtime.errors import InsufficientMemoryError, InvalidInputError, NotServedHereError
+from modelfleet.inference.tokenization import Tokenization
+from modelfleet.runtime.errors import (
+    DeadlineExpiredError,
+    InsufficientMemoryError,
+    InternalError,
+    InvalidInputError,
+    ModelfleetError,
+    NotServedHereError,
+    OverloadedError,
+    TokenizerNotFoundError,
+)
 from modelfleet.runtime.memory import resident_memory, return_free_memory
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -119,6 +129,37 @@ async def test_what_a_version_runs_on_takes_and_has_answered_is_reported(tmp_pat
         assert (report.traffic.request_count, report.traffic.failure_count) == (3, 0)
         assert len(report.traffic.latency_counts) == 18
         assert sum(report.traffic.latency_counts) == 3
+
+
+async def test_failures_of_the_version_are_counted_wherever_they_happen_and_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = graphs.text_bundle(graphs.embedder(), Task.EMBED)
+    errors: list[ModelfleetError] = []
+
+    async def fail(*_: object, **__: object) -> None:
+        raise errors[-1]
+
+    monkeypatch.setattr(Tokenization, "tokenize", fail)
+    async with running(tmp_path) as worker:
+        await worker.manager.assign({"m@1": sample}, {"m": 1})
+        await worker.manager.reported("m@1", "READY")
+        for error in (
+            InternalError("The tokenizer's log has the cause."),
+            TokenizerNotFoundError("It has been deleted."),
+            InvalidInputError("texts[0] has no tokens."),
+            DeadlineExpiredError("The deadline passed."),
+            OverloadedError("The tokenizer is busy."),
+        ):
+            errors.append(error)
+            with pytest.raises(type(error)):
+                await worker.client.embed("m", ["the cat"])
+
+        await worker.manager.assign({"m@1": sample, "m@2": sample}, {"m": 1})  # makes it report
+        await worker.manager.reported("m@2", "READY")
+
+        traffic = worker.manager.reports["m@1"].traffic
+        assert (traffic.request_count, traffic.failure_count) == (2, 2)
 
 
 async def test_a_version_that_no_canary_watches_says_so_wherever_it_is_listed(tmp_path: Path) -> None:

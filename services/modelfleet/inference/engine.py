@@ -29,7 +29,7 @@ from modelfleet.runtime.errors import (
 )
 from modelfleet.runtime.tracing import record_stage
 
-_CALLERS_FAULTS = (InvalidInputError, DeadlineExpiredError, OverloadedError)
+_CALLERS_FAULTS = (InvalidInputError, DeadlineExpiredError)
 
 
 @dataclass(eq=False, slots=True)

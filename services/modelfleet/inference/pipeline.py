@@ -30,12 +30,22 @@ from modelfleet.inference.tensor_spec import Array
 from modelfleet.inference.token_ids import check_token_ids
 from modelfleet.inference.tokenization import Tokenization, TokenizeOptions, Truncation
 from modelfleet.inference.tokens import Tokens
-from modelfleet.runtime.errors import InvalidInputError, NotServedHereError, WrongTaskError
+from modelfleet.runtime.errors import (
+    DeadlineExpiredError,
+    InvalidInputError,
+    ModelfleetError,
+    NotServedHereError,
+    OverloadedError,
+    UnavailableError,
+    WrongTaskError,
+)
 
 Floats = NDArray[np.float32]
 
 # Reading entities takes up to 4 us a token. More than this would hold up the event loop longer than a thread's hop.
 _INLINE_TOKENS = 500
+
+_NO_FAULT_OF_THE_VERSION = (InvalidInputError, DeadlineExpiredError, OverloadedError, UnavailableError)
 
 
 class Registry(Protocol):
@@ -222,11 +232,17 @@ class Pipeline:
             with_offsets=with_offsets,
         )
         started = time.monotonic()
-        if query is None:
-            tokens = await self._tokenization.tokenize(options, text.texts, deadline=deadline)
-        else:
-            queries = [query] * len(text.texts)
-            tokens = await self._tokenization.tokenize(options, queries, pairs=text.texts, deadline=deadline)
+        try:
+            if query is None:
+                tokens = await self._tokenization.tokenize(options, text.texts, deadline=deadline)
+            else:
+                queries = [query] * len(text.texts)
+                tokens = await self._tokenization.tokenize(options, queries, pairs=text.texts, deadline=deadline)
+        except ModelfleetError as error:
+            # The engine counts what it runs; a version whose tokenizer fails never comes as far as that.
+            if not isinstance(error, _NO_FAULT_OF_THE_VERSION):
+                model.record.failure(time.monotonic() - started, fault=True)
+            raise
         metrics.observe_tokenizing(started)
         _require_tokens(tokens, field)
         return tokens

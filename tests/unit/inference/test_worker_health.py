@@ -133,6 +133,7 @@ async def test_a_lack_of_memory_on_the_device_is_no_failure_of_it(tmp_path: Path
         raising(worker.model.session, RuntimeError("Failed to allocate memory for requested buffer of size 99999"))
         with pytest.raises(OverloadedError, match="memory is full"):
             await worker.ask(1)
+        assert worker.model.record.faults == 1  # a canary that takes too much is to be found out
         worker.model.session._session = session  # noqa: SLF001  the neighbour that took it all has left
 
         await until_canaries(worker, 2)
