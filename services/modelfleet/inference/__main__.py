@@ -31,10 +31,11 @@ from modelfleet.inference.oip_servicer import OpenInferenceServicer
 from modelfleet.inference.pipeline import Pipeline, RequestLimits
 from modelfleet.inference.served_models import ServedModels
 from modelfleet.inference.servicer import InferenceServicer
-from modelfleet.inference.session import Device, SessionOptions
+from modelfleet.inference.session import Device, SessionOptions, require_device
 from modelfleet.inference.tokenization import Tokenization
 from modelfleet.inference.tokenizer_client import TokenizerClient
 from modelfleet.runtime.cpus import available_cpus
+from modelfleet.runtime.errors import ProviderUnavailableError
 from modelfleet.runtime.memory import available_memory
 from modelfleet.runtime.server import Server, run, until_signalled
 from modelfleet.runtime.settings import ServerSettings, read_settings
@@ -130,6 +131,7 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
             device_memory_bytes=settings.device_memory_bytes,
             engine_cache=cache.engines,
         )
+        await asyncio.to_thread(require_device, options)
         served = ServedModels()
         budget = MemoryBudget(
             settings.memory_bytes or available_memory(), None if settings.device is Device.CPU else settings.device_id
@@ -231,7 +233,10 @@ def main() -> None:
     # The sessions' threads are the ones that compute; numpy's own would only fight them for the CPUs.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.setswitchinterval(_THREAD_SWITCH_INTERVAL_S)
-    run(lambda: serve(settings), settings, "inference")
+    try:
+        run(lambda: serve(settings), settings, "inference")
+    except ProviderUnavailableError as error:
+        raise SystemExit(f"The worker cannot start: {error.message}") from error
 
 
 if __name__ == "__main__":

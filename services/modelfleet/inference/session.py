@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import structlog
+from onnx import TensorProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from modelfleet.inference.tensor_spec import Array, TensorSpec
@@ -139,10 +140,7 @@ class Session:
         self._session.disable_fallback()
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         if wanted[0] not in self.providers:
-            raise ProviderUnavailableError(
-                f"{wanted[0]} was asked for and could not start; there is only {', '.join(self.providers)}. "
-                "Check the driver and the CUDA and cuDNN libraries of this worker, or set --device cpu."
-            )
+            raise _not_started(options.device, f"there is only {', '.join(self.providers)}")
         self._require_on_device(options.device)
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
@@ -181,6 +179,27 @@ class Session:
             _log.info("operators on the CPU", operators=dict(on_cpu))
 
 
+def require_device(options: SessionOptions) -> None:
+    """
+    Raise ProviderUnavailableError unless sessions can run on the device.
+
+    Being in ONNX Runtime's build is not enough: without a GPU, a driver or a library of it, a provider fails only when
+    a session is made. So one is made, of the smallest graph that there is.
+    """
+    if options.device is Device.CPU:
+        return
+    wanted = _PROVIDERS[options.device]
+    _require_in_build(options.device, wanted[0])
+    try:
+        session = ort.InferenceSession(
+            _smallest_graph(), _session_options(options), providers=_configured(wanted, options)
+        )
+    except Exception as error:
+        raise _not_started(options.device, _first_line(error)) from error
+    if wanted[0] not in (given := session.get_providers()):
+        raise _not_started(options.device, f"there is only {', '.join(given)}")
+
+
 def is_fatal(error: Exception, device: Device) -> bool:
     """Return whether what ONNX Runtime raised means that nothing will run on the device any more."""
     return device is not Device.CPU and (isinstance(error, EPFail) or bool(_FATAL.search(str(error))))
@@ -188,6 +207,20 @@ def is_fatal(error: Exception, device: Device) -> bool:
 
 def _fatal() -> FatalDeviceError:
     return FatalDeviceError("The device of this worker no longer works. Retry; another replica answers.")
+
+
+def _not_started(device: Device, problem: str) -> ProviderUnavailableError:
+    return ProviderUnavailableError(
+        f"{_PROVIDERS[device][0]} was asked for (--device {device.value}) and could not start: {problem}. "
+        "Check the GPU, its driver and the libraries of this worker, or set --device cpu."
+    )
+
+
+def _smallest_graph() -> bytes:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "smallest", [x], [y])
+    model = helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18)])
+    return bytes(model.SerializeToString())
 
 
 def _require_in_build(device: Device, provider: str) -> None:
