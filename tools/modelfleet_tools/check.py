@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import numpy as np
 import typer
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from modelfleet.bundle.directory import open_directory
-from modelfleet.client.channel import open_channel
 from modelfleet.client.client import Client
 from modelfleet.client.targets import targets
-from modelfleet.runtime.errors import DeadlineExpiredError, InternalError, ModelfleetError, StateConflictError
+from modelfleet.runtime.errors import InternalError, ModelfleetError, StateConflictError
 
 from modelfleet_tools.check_model import ANSWERS, TEXTS, write_check_model
+from modelfleet_tools.health import wait_until_healthy
 from modelfleet_tools.options import InferenceOption, JsonOption, ManagerOption
 from modelfleet_tools.output import print_json, tell
 
@@ -67,7 +65,7 @@ def check(
     if unknown := sorted(set(device or ()) - _PROVIDERS.keys()):
         raise typer.BadParameter(f"--device is {unknown[0]!r}. Give one of {', '.join(_PROVIDERS)}.")
     for service, target in targets(inference, None, manager).items():
-        _wait_until_healthy(target, deadline)
+        wait_until_healthy(target, deadline)
         tell(f"The {service} service at {target} is healthy.")
     with Client(inference=inference, manager=manager) as client, _served_model(client, deadline):
         provider = client.wait_until_served(_MODEL, timeout_s=_left(deadline)).providers[0]
@@ -85,23 +83,6 @@ def check(
 
 def _left(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.001)
-
-
-def _wait_until_healthy(target: str, deadline: float) -> None:
-    with open_channel(target) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        last = "it does not answer"
-        while time.monotonic() < deadline:
-            try:
-                status = stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status
-            except grpc.RpcError as error:
-                last = str(error)
-            else:
-                if status == health_pb2.HealthCheckResponse.SERVING:
-                    return
-                last = f"it says {health_pb2.HealthCheckResponse.ServingStatus.Name(status)}"
-            time.sleep(0.2)
-    raise DeadlineExpiredError(f"{target} is not healthy: {last}.")
 
 
 @contextmanager
