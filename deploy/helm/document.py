@@ -26,6 +26,7 @@ _MODEL = {
         "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,62}$", "description": "Name of the model."},
         "alias": {"type": "string", "pattern": "^[a-z][a-z0-9-]*$", "description": "Alias that shall name it."},
         "source": {"type": "string", "pattern": "^(/|hf://|s3://).+", "description": "Folder, hf:// or s3:// URL."},
+        "graph": {"type": "string", "pattern": "[.]onnx$", "description": "The graph to take of a hub's repository."},
     },
 }
 
@@ -137,7 +138,7 @@ def _leaf(value: Value, values: tuple[Value, ...]) -> dict[str, Any]:
         extra = {"additionalProperties": {**pool, "type": ["object", "null"]}}
     if extra.pop("$models", False):
         extra = {"items": _MODEL}
-    kind = next(name for cls, name in _TYPES if isinstance(value.default, cls))
+    kind = next((name for cls, name in _TYPES if isinstance(value.default, cls)), "null")
     return {"type": kind, "description": value.description, "default": value.default, **extra}
 
 

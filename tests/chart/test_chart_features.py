@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from harness.chart import CHART, render, render_file
+from harness.chart import CHART, Object, render, render_file
 from modelfleet_tools.__main__ import app
+from modelfleet_tools.exit_codes import ExitCode
 from typer.testing import CliRunner
 
 SERVERS = {"tokenizer": 8002, "pool-default": 8001, "manager": 8003}
@@ -139,9 +140,78 @@ def test_initial_models_are_pushed_after_each_install_and_upgrade() -> None:
     assert json.loads(variables["MODELFLEET_INITIAL_MODELS"]) == [
         {"name": "minilm", "alias": "stable", "source": "hf://sentence-transformers/all-MiniLM-L6-v2@main"},
         {"name": "pii", "alias": "canary", "source": "s3://models/bundles/pii"},
+        {"name": "e5", "alias": "stable", "source": "hf://org/e5", "graph": "onnx/model_O4.onnx"},
     ]
     assert container["envFrom"] == [{"secretRef": {"name": "modelfleet-hub"}}]
     assert (variables["HF_HOME"], variables["TMPDIR"]) == ("/scratch/hub", "/scratch")
+
+
+def test_what_a_hook_tells_is_still_there_when_it_has_ended() -> None:
+    """Helm 4 prints it, and earlier ones leave it to kubectl: the Jobs and the pods of their failures stay."""
+    rendered = render_file(CHART / "examples" / "production.yaml")
+    for name in ("models", "test"):
+        job = rendered.one("Job", name)
+        assert job["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation", name
+        assert "hook-failed" in job["metadata"]["annotations"]["helm.sh/hook-output-log-policy"], name
+        assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never", name
+
+
+def test_the_right_to_evict_goes_with_the_test() -> None:
+    rendered = render()
+    for kind in ("ServiceAccount", "Role", "RoleBinding"):
+        policy = rendered.one(kind, "test")["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+        assert policy == "before-hook-creation,hook-succeeded", kind
+
+
+def test_a_pod_that_its_node_gives_up_is_no_failure() -> None:
+    for name, job in render_file(CHART / "examples" / "batch.yaml").of("Job").items():
+        if not name.endswith("-test"):  # which is not tried again
+            rules = job["spec"]["podFailurePolicy"]["rules"]
+            assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]} in rules, (
+                name
+            )
+
+
+def test_what_another_try_cannot_mend_ends_a_shard_at_once() -> None:
+    ((_, job),) = ((n, j) for n, j in render_file(CHART / "examples" / "batch.yaml").of("Job").items() if "batch" in n)
+
+    (rule,) = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailIndex"]
+    assert rule["onExitCodes"] == {
+        "operator": "In",
+        "values": [ExitCode.USAGE, ExitCode.SOME_FAILED, ExitCode.ALL_FAILED],
+    }
+
+
+def test_a_finished_batch_stays_since_an_upgrade_would_begin_a_missing_one_again() -> None:
+    def spec(**batch: object) -> Object:
+        values = {"enabled": True, "model": "m", "input": "s3://a/*", "output": "s3://b", **batch}
+        return next(job for name, job in render({"batch": values}).of("Job").items() if "batch" in name)["spec"]
+
+    assert "ttlSecondsAfterFinished" not in spec()
+    assert spec(ttlSecondsAfterFinished=60)["ttlSecondsAfterFinished"] == 60
+
+
+@pytest.mark.parametrize("component", ["models", "batch"])
+def test_a_job_takes_the_identity_that_reads_its_bucket(component: str) -> None:
+    values = {
+        "models": {"initial": [{"name": "m", "source": "s3://a/b"}]},
+        "batch": {"enabled": True, "model": "m", "input": "s3://a/*", "output": "s3://b"},
+    }
+    values[component]["serviceAccountName"] = "reader"
+
+    accounts = {name: pod.get("serviceAccountName") for name, pod in render(values).pods() if "Job" in name}
+
+    assert [name for name, account in accounts.items() if account == "reader" and component in name]
+    assert sum(account == "reader" for account in accounts.values()) == 1
+
+
+def test_arguments_of_a_batch_may_have_any_characters() -> None:
+    values = {"enabled": True, "model": "m", "input": "s3://a/b: c #d/*", "output": "s3://b: #"}
+    rendered = render({"batch": values})
+
+    (job,) = (job for name, job in rendered.of("Job").items() if "batch" in name)
+    arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert {"--input=s3://a/b: c #d/*", "--output=s3://b: #"} <= set(arguments)
 
 
 def test_initial_models_from_a_claim_are_mounted() -> None:
@@ -259,7 +329,9 @@ def test_the_dashboard_is_json() -> None:
 def test_notes_print_the_next_commands() -> None:
     notes = render().notes
 
-    assert "helm test demo -n ml --logs" in notes
+    assert "helm test demo -n ml" in notes
+    assert "--logs" not in notes  # which fails for a test that is a Job
+    assert "kubectl -n ml logs job/demo-modelfleet-test" in notes
     assert "kubectl -n ml rollout status deployment/demo-modelfleet-pool-default" in notes
     assert "port-forward svc/demo-modelfleet-inference 8001" in notes
     assert "--set inference.pools.default.runtimeClassName=nvidia" in notes
