@@ -83,6 +83,13 @@ def test_pods_meet_the_restricted_standard(file: Path | None) -> None:
 
 
 @each_file
+def test_why_a_container_ended_is_kept_with_its_pod(file: Path | None) -> None:
+    for name, pod in render_file(file).pods():
+        for container in pod["containers"]:
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", name
+
+
+@each_file
 def test_only_pods_that_call_the_api_have_a_token(file: Path | None) -> None:
     with_token = {name for name, pod in render_file(file).pods() if pod["automountServiceAccountToken"]}
 

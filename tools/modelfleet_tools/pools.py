@@ -93,7 +93,7 @@ def scale(
     """
     Change how many workers a pool has. Workers that go drain first.
 
-    An autoscaler of the pool may change the number again, as does an upgrade of a release that fixes it.
+    A pool that an autoscaler scales is left to it. An upgrade of a release that fixes the number changes it again.
 
     Example: modelfleet pools scale default 4 --wait
     """

@@ -153,10 +153,36 @@ UNSCHEDULABLE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
             "Pending: its container is being started",
         ),
         (
-            {"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory."},
-            "Evicted: The node was low on memory.",
+            {
+                "containerStatuses": [
+                    {
+                        "restartCount": 1,
+                        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
+                        "lastState": {
+                            "terminated": {
+                                "exitCode": 1,
+                                "reason": "Error",
+                                "message": '{"event": "metrics"}\nThe worker cannot start: no GPU.\n',
+                            }
+                        },
+                    }
+                ]
+            },
+            "CrashLoopBackOff: back-off 40s; it ended with 1, Error: The worker cannot start: no GPU.",
         ),
         ({}, "NotReady: loads its models, or drains"),
+        (
+            {
+                "containerStatuses": [
+                    {"restartCount": 1, "state": {"running": {}}, "lastState": {"terminated": {"exitCode": 1}}}
+                ]
+            },
+            "NotReady: loads its models, or drains; it ended with 1, Error",
+        ),
+        (
+            {"containerStatuses": [{"state": {"terminated": {"exitCode": 1, "message": "No space left"}}}]},
+            "NotReady: loads its models, or drains; it ended with 1, Error: No space left",
+        ),
     ],
 )
 async def test_a_worker_that_is_not_ready_says_why(api: KubernetesApi, found: dict, problem: str) -> None:
@@ -167,6 +193,62 @@ async def test_a_worker_that_is_not_ready_says_why(api: KubernetesApi, found: di
 
     assert default.workers[0].problem == problem
     assert default.ready_replicas == 0
+
+
+async def test_pods_that_have_ended_are_no_workers_but_tell_why_one_is_missing(api: KubernetesApi) -> None:
+    """They stay for days, beside those that took their place."""
+    for name, created, message in (
+        ("a", "2026-01-01T00:00:00Z", "old"),
+        ("b", "2026-02-01T00:00:00Z", "low on memory"),
+    ):
+        ended = pod(f"ended-{name}", ready=False, phase="Failed", reason="Evicted", message=message)
+        ended["metadata"]["creationTimestamp"] = created
+        await api.put("pods", ended)
+
+    async with watching(api) as pools:
+        (short,) = await until(len, pools)
+        await api.put("pods", pod("worker-b"))
+        (whole,) = await until(lambda known: len(names(known)) == 2, pools)
+
+    assert [worker.worker for worker in short.workers] == ["worker-a"]
+    assert short.problem == "ended-b ended. Evicted: low on memory"
+    assert (whole.ready_replicas, whole.problem) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "stored", "expected"),
+    [
+        ({"resource": "nvidia.com/mig-1g.10gb", "count": 2}, "2", ("nvidia.com/mig-1g.10gb", 2)),
+        ({"resource": "nvidia.com/gpu.shared"}, "1", ("nvidia.com/gpu.shared", 1)),
+        ({"resource": "nvidia.com/gpumem", "count": 4000}, "4k", ("nvidia.com/gpumem", 4000)),
+    ],
+)
+async def test_any_gpu_resource_is_told(
+    api: KubernetesApi, gpu: dict[str, object], stored: str, expected: tuple[str, int]
+) -> None:
+    limits = {"github.com/fuse": "1", "memory": "8Gi", "rdma/hca": "1"}
+    values = {"gpu": gpu, "resources": {"limits": limits}}
+    chart = render({"inference": {"pools": {"default": values}}}).one("Deployment", "pool-default")
+    found: Json = {**json.loads(json.dumps(chart)), "status": {}}
+    found["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"][gpu["resource"]] = stored
+    await api.put("deployments", found)
+
+    async with watching(api) as pools:
+        (default,) = await until(len, pools)
+
+    assert (default.gpu_resource, default.gpus_per_worker) == expected
+
+
+async def test_a_pool_with_an_autoscaler_is_left_to_it(api: KubernetesApi) -> None:
+    scaled = render({"inference": {"pools": {"default": {"autoscaling": {"enabled": True}}}}})
+    await api.put("deployments", {**json.loads(json.dumps(scaled.one("Deployment", "pool-default"))), "status": {}})
+
+    async with watching(api) as pools:
+        await until(len, pools)
+        with pytest.raises(StateConflictError, match=r"default is scaled by an autoscaler \(hpa\).*autoscaling"):
+            await pools.scale("default", 5)
+
+    assert not api.seen("patch", "deployments/scale")
 
 
 async def test_a_pool_that_cannot_have_its_workers_says_why(api: KubernetesApi) -> None:

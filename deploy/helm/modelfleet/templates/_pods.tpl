@@ -79,5 +79,7 @@ livenessProbe:
 lifecycle:
   preStop: {sleep: {seconds: {{ . }}}}
 {{- end }}
+# Why a container ended is then said by `kubectl describe pod` and `modelfleet pools show`.
+terminationMessagePolicy: FallbackToLogsOnError
 securityContext: {{- toYaml .root.Values.security.container | nindent 2 }}
 {{- end -}}

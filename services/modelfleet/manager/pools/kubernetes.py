@@ -74,10 +74,15 @@ class KubernetesPools:
         return tuple(self._known())
 
     async def scale(self, pool: str, replicas: int) -> Pool:
-        """Patch the scale of the pool's Deployment and nothing else of it."""
+        """Patch the scale of the pool's Deployment and nothing else of it, unless the pool has an autoscaler."""
         check_replicas(replicas)
         known = self._known()
         found = find_pool(tuple(known), pool)
+        if found.autoscaler:
+            raise StateConflictError(
+                f"{pool} is scaled by an autoscaler ({found.autoscaler}), which would change the number again. Change "
+                f"inference.pools.{pool}.autoscaling of its release instead."
+            )
         try:
             scale = await self._apps.patch_namespaced_deployment_scale(
                 known[found],

@@ -35,6 +35,8 @@ class Pool:
     gpus_per_worker: int = 0
     images: tuple[str, ...] = ()
     problem: str = ""
+    autoscaler: str = ""
+    """What changes the number of workers by itself, empty for nothing."""
 
 
 class Pools(Protocol):

@@ -46,14 +46,14 @@ class Pool(_message.Message):
     gpus_per_worker: _builtins.int
     """GPUs that each worker asks for."""
     problem: _builtins.str
-    """What keeps the pool from having its workers, such as an exceeded quota; empty when nothing does."""
+    """What keeps the pool from having its workers: an exceeded quota, or how the last one ended; empty when nothing does."""
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Images of its workers, ordered; two while a rollout of the Deployment is under way. Empty outside Kubernetes."""
 
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolWorker]:
-        """Its workers ordered by name, those that are not running yet or no longer included."""
+        """Its workers ordered by name, those included that are not running yet or are draining."""
 
     @_builtins.property
     def observe_time(self) -> _timestamp_pb2.Timestamp:
@@ -102,7 +102,7 @@ class PoolWorker(_message.Message):
     image: _builtins.str
     """Image that it runs; empty outside Kubernetes."""
     problem: _builtins.str
-    """What keeps it from being ready: why it is not scheduled, not started or ended; empty when it is ready."""
+    """What keeps it from being ready: why it is not scheduled or not started, how it ended; empty when it is ready."""
     restart_count: _builtins.int
     """Times that its container was started again."""
     @_builtins.property
