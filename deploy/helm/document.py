@@ -66,6 +66,7 @@ def schema_of(values: tuple[Value, ...]) -> dict[str, Any]:
             block = block["properties"].setdefault(key, _block())
         block["properties"][value.path[-1]] = _leaf(value, values)
     root["properties"]["global"] = {"type": "object", "description": "Set by Helm for all charts."}
+    root["properties"]["enabled"] = {"type": "boolean", "description": "A condition of charts that depend on this one."}
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of modelfleet", **root}
 
 

@@ -117,6 +117,14 @@ def test_a_manager_on_sqlite_is_alone_and_keeps_its_volume() -> None:
     assert "MODELFLEET_DATABASE_URL" not in rendered.environment("manager")
 
 
+@pytest.mark.parametrize(("modes", "strategy"), [(["ReadWriteOnce"], "Recreate"), (["ReadWriteMany"], "RollingUpdate")])
+def test_a_volume_of_one_node_is_let_go_before_the_next_manager_wants_it(modes: list[str], strategy: str) -> None:
+    database = {"kind": "postgresql", "existingSecret": "db"}
+    rendered = render({"manager": {"database": database, "persistence": {"accessModes": modes}}})
+
+    assert rendered.one("Deployment", "manager")["spec"]["strategy"]["type"] == strategy
+
+
 def test_managers_on_postgresql_and_s3_are_several_without_a_volume() -> None:
     rendered = render_file(CHART / "examples" / "production.yaml")
     deployment = rendered.one("Deployment", "manager")["spec"]
@@ -266,7 +274,8 @@ def test_the_test_checks_the_devices_and_drains_a_tokenizer() -> None:
 
     assert "--device=cuda" in pod["containers"][0]["args"]
     assert (
-        "--evict=app.kubernetes.io/instance=demo,app.kubernetes.io/component=tokenizer" in pod["containers"][0]["args"]
+        "--evict=app.kubernetes.io/component=tokenizer,app.kubernetes.io/instance=demo,app.kubernetes.io/name=modelfleet"
+        in pod["containers"][0]["args"]
     )
     assert rendered.one("Role", "test")["rules"] == [
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
@@ -292,7 +301,7 @@ def test_the_network_lets_in_callers_alone() -> None:
         for peer in calls["from"]
         if "podSelector" in peer
     ]
-    assert components == ["inference", "client", None]
+    assert components == ["inference", None]
     assert {"namespaceSelector": {"matchLabels": {"team": "search"}}} in calls["from"]
     assert metrics["ports"] == [{"port": 9002}]
     assert tokenizer["policyTypes"] == ["Ingress", "Egress"]
@@ -320,6 +329,19 @@ def test_a_monitor_finds_the_headless_services() -> None:
     assert found == {f"demo-modelfleet-{component}-headless" for component in ("tokenizer", "inference", "manager")}
 
 
+def test_two_of_these_charts_in_one_release_are_told_apart() -> None:
+    one, two = (
+        render({"nameOverride": name, "fullnameOverride": "demo-modelfleet"}).environment("manager")
+        for name in ("one", "two")
+    )
+
+    assert one["MODELFLEET_POOL_SELECTOR"] != two["MODELFLEET_POOL_SELECTOR"]
+
+
+def test_a_chart_that_depends_on_this_one_may_turn_it_off() -> None:
+    assert render({"enabled": True}).objects == render().objects
+
+
 def test_the_dashboard_is_json() -> None:
     data = render_file(CHART / "examples" / "production.yaml").one("ConfigMap", "dashboard")["data"]
 
@@ -338,13 +360,30 @@ def test_notes_print_the_next_commands() -> None:
     assert "runtimeClassName" not in render_file(CHART / "values-cpu.yaml").notes
 
 
-def test_without_rbac_the_manager_has_no_token_and_knows_no_pools() -> None:
-    rendered = render({"manager": {"rbac": {"create": False}}})
+def test_notes_say_how_to_reach_each_pool_where_there_are_several() -> None:
+    assert "-pool-default.ml.svc" not in render().notes
+    notes = render({"inference": {"pools": {"a10": {}}}}).notes
+
+    assert "dns:///demo-modelfleet-pool-a10.ml.svc:8001" in notes
+    assert "dns:///demo-modelfleet-pool-default.ml.svc:8001" in notes
+
+
+def test_a_manager_that_shall_not_know_its_pools_has_no_token() -> None:
+    rendered = render({"manager": {"pools": False}})
 
     assert "demo-modelfleet-manager" not in rendered.of("Role")
     pod = rendered.one("Deployment", "manager")["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
     assert "MODELFLEET_POOLS" not in rendered.environment("manager")
+    assert "modelfleet pools" not in rendered.notes
+
+
+def test_the_role_may_be_made_by_somebody_else() -> None:
+    rendered = render({"manager": {"rbac": {"create": False}}})
+
+    assert not {"demo-modelfleet-manager"} & {*rendered.of("Role"), *rendered.of("RoleBinding")}
+    assert rendered.one("Deployment", "manager")["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
+    assert rendered.environment("manager")["MODELFLEET_POOLS"] == "kubernetes"
 
 
 def test_the_manager_knows_its_pools_by_their_labels() -> None:

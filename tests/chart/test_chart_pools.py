@@ -68,7 +68,7 @@ def test_a_worker_is_named_by_its_pod_and_told_its_pool() -> None:
         ({"memory": {"maxLoadedVersions": 6}}, "MODELFLEET_MAX_LOADED_VERSIONS", "6"),
         ({"batch": {"maxStreams": 7}}, "MODELFLEET_MAX_STREAMS", "7"),
         ({"threads": 3}, "MODELFLEET_THREADS", "3"),
-        ({"device": "tensorrt"}, "MODELFLEET_DEVICE", "tensorrt"),
+        ({"device": "tensorrt", "image": {"tag": "trt"}}, "MODELFLEET_DEVICE", "tensorrt"),
         ({"extraEnv": [{"name": "MODELFLEET_MAX_TEXTS", "value": "7"}]}, "MODELFLEET_MAX_TEXTS", "7"),
     ],
 )
@@ -101,9 +101,9 @@ def test_topology_spreads_the_pools_own_workers() -> None:
 
 
 def test_another_gpu_resource_and_count_are_asked_for() -> None:
-    limits = container({"gpu": {"resource": "nvidia.com/mig-1g.10gb", "count": 2}})["resources"]["limits"]
+    limits = container({"gpu": {"resource": "nvidia.com/gpumem", "count": 24_000_000}})["resources"]["limits"]
 
-    assert limits["nvidia.com/mig-1g.10gb"] == "2"
+    assert limits["nvidia.com/gpumem"] == "24000000"
     assert "nvidia.com/gpu" not in limits
 
 
@@ -171,12 +171,47 @@ def test_a_pool_is_scaled_by_its_queue() -> None:
     }
 
 
-def test_keda_reads_the_queue_of_the_pools_pods_alone() -> None:
+def test_keda_reads_the_queue_of_the_pool_alone() -> None:
+    """By labels and not by a pattern of pods' names, which also fits those of a pool `h100-slice-2`."""
     scaled = render_file(CHART / "examples" / "gpu-pools.yaml").one("ScaledObject", "pool-h100-slice")["spec"]
 
     (trigger,) = scaled["triggers"]
     assert trigger["metadata"]["serverAddress"] == "http://prometheus.monitoring:9090"
-    assert 'namespace="ml",pod=~"demo-modelfleet-pool-h100-slice-.*"' in trigger["metadata"]["query"]
+    assert trigger["metadata"]["query"] == (
+        'sum(modelfleet_queue_rows{namespace="ml",app_kubernetes_io_instance="demo",modelfleet_dev_pool="h100-slice"})'
+        " or vector(0)"
+    )
+
+
+def test_the_monitor_gives_series_the_labels_that_keda_asks_for() -> None:
+    monitor = render_file(CHART / "examples" / "production.yaml").one("ServiceMonitor", "")["spec"]
+
+    assert monitor["podTargetLabels"] == ["app.kubernetes.io/instance", "modelfleet.dev/pool"]
+
+
+def test_requests_wake_a_pool_with_one_worker_and_its_queue_adds_others() -> None:
+    asleep = {"enabled": True, "kind": "keda", "minReplicas": 0, "prometheusURL": "http://p", "activationQuery": "rate"}
+    scaled = render({"inference": {"pools": {"default": {"autoscaling": asleep}}}}).one("ScaledObject", "pool-default")
+
+    _, activation = scaled["spec"]["triggers"]
+    assert activation["metadata"]["query"] == "clamp_max(sum(rate), 1)"
+    assert activation["metadata"]["threshold"] == "1"
+
+
+def test_a_pool_that_a_later_file_removes_is_gone() -> None:
+    rendered = render({"inference": {"pools": {"a10": None}}})
+
+    assert "pool-a10" not in str(rendered.objects)
+    assert "pool-a10" not in rendered.notes
+
+
+def test_an_autoscaled_pool_says_so_to_the_manager() -> None:
+    def annotations(**autoscaling: object) -> dict:
+        rendered = render({"inference": {"pools": {"default": {"autoscaling": autoscaling}}}})
+        return rendered.one("Deployment", "pool-default")["metadata"]["annotations"]
+
+    assert annotations() == {"modelfleet.dev/gpu-resource": "nvidia.com/gpu"}
+    assert annotations(enabled=True)["modelfleet.dev/autoscaler"] == "hpa"
 
 
 def test_defaults_of_pools_hold_for_each_pool_that_says_nothing_else() -> None:

@@ -28,6 +28,33 @@ def with_pool(**values: object) -> dict:
             r"one claim as cache, which they cannot share",
         ),
         (with_pool(rollout={"maxSurge": 0, "maxUnavailable": 0}), r"no rollout could move"),
+        (
+            with_pool(cache={"kind": "persistentVolumeClaim", "existingClaim": "c"}, rollout={"maxSurge": 1}),
+            r"one claim as cache, which they cannot share.*rollout.maxSurge to 0",
+        ),
+        (
+            with_pool(cache={"kind": "hostPath", "hostPath": "/c"}, rollout={"maxSurge": 1, "maxUnavailable": 0}),
+            r"no node for a second worker. Set its rollout.maxUnavailable to 1",
+        ),
+        (
+            {
+                "inference": {
+                    "poolDefaults": {"cache": {"kind": "hostPath", "hostPath": "/var/m"}},
+                    "pools": {"a": {}, "b": {}, "default": None},
+                }
+            },
+            r"pools.a and inference.pools.b both keep their cache in hostPath /var/m, which workers cannot share",
+        ),
+        (
+            {
+                "inference": {
+                    "poolDefaults": {"cache": {"kind": "persistentVolumeClaim", "existingClaim": "c"}},
+                    "pools": {"a": {}},
+                }
+            },
+            r"pools.a and inference.pools.default both keep their cache in persistentVolumeClaim c",
+        ),
+        (with_pool(device="tensorrt"), r"runs on tensorrt, which the gpu image lacks. Set its image.repository or"),
         (with_pool(autoscaling={"enabled": True, "minReplicas": 9}), r"minReplicas 9 and maxReplicas 4"),
         (with_pool(autoscaling={"enabled": True, "kind": "keda"}), r"Set its autoscaling.prometheusURL"),
         (with_pool(autoscaling={"enabled": True, "minReplicas": 0}), r"an HPA never wakes a pool"),

@@ -26,11 +26,20 @@
 {{- end -}}
 {{- end -}}
 
-{{- range $name, $_ := .Values.inference.pools -}}
+{{- $caches := dict -}}
+{{- range $name, $pool := include "modelfleet.pools" . | fromYaml -}}
 {{- if not (regexMatch "^[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?$" $name) -}}
 {{- fail (printf "The pool's name %q is not one: use up to 20 lower-case letters, digits and hyphens, with no hyphen at the ends." $name) -}}
 {{- end -}}
-{{- include "modelfleet.poolChecks" (dict "name" $name "pool" (include "modelfleet.pool" (dict "root" $ "name" $name) | fromYaml)) -}}
+{{- include "modelfleet.poolChecks" (dict "name" $name "pool" $pool) -}}
+{{- $where := get (dict "hostPath" $pool.cache.hostPath "persistentVolumeClaim" $pool.cache.existingClaim) $pool.cache.kind -}}
+{{- if $where -}}
+{{- $cache := printf "%s %s" $pool.cache.kind $where -}}
+{{- with get $caches $cache -}}
+{{- fail (printf "inference.pools.%s and inference.pools.%s both keep their cache in %s, which workers cannot share. Give each pool its own." . $name $cache) -}}
+{{- end -}}
+{{- $_ := set $caches $cache $name -}}
+{{- end -}}
 {{- end -}}
 
 {{- if and .Values.models.initial (not .Values.models.existingClaim) -}}
@@ -64,14 +73,21 @@
 {{- if and (eq .device "cpu") (gt $gpus 0) -}}
 {{- fail (printf "%s runs on the CPU but asks for %d of %s, which would stand idle. Set its gpu.count to 0, or its device to cuda." $where $gpus .gpu.resource) -}}
 {{- end -}}
+{{- if and (eq .device "tensorrt") (not (or .image.repository .image.tag .image.digest)) -}}
+{{- fail (printf "%s runs on tensorrt, which the gpu image lacks. Set its image.repository or image.tag to an image with TensorRT's libraries, or its device to cuda." $where) -}}
+{{- end -}}
 {{- if and (eq .cache.kind "persistentVolumeClaim") (not .cache.existingClaim) -}}
 {{- fail (printf "%s keeps its cache in a claim without a name. Set its cache.existingClaim." $where) -}}
 {{- end -}}
 {{- if and (eq .cache.kind "hostPath") (not (hasPrefix "/" .cache.hostPath)) -}}
 {{- fail (printf "%s keeps its cache on the node, but its cache.hostPath is %q. Set it to an absolute path." $where .cache.hostPath) -}}
 {{- end -}}
-{{- if and (eq .cache.kind "persistentVolumeClaim") (or .autoscaling.enabled (kindIs "invalid" .replicas) (gt (int .replicas) 1)) -}}
-{{- fail (printf "%s has several workers and one claim as cache, which they cannot share. Set its cache.kind to ephemeral or emptyDir, or replicas to 1." $where) -}}
+{{- $surge := ne (toString .rollout.maxSurge) "0" -}}
+{{- if and (eq .cache.kind "persistentVolumeClaim") (or $surge .autoscaling.enabled (kindIs "invalid" .replicas) (gt (int .replicas) 1)) -}}
+{{- fail (printf "%s has several workers, if only in a rollout, and one claim as cache, which they cannot share. Set its cache.kind to ephemeral or emptyDir, or replicas to 1 and rollout.maxSurge to 0." $where) -}}
+{{- end -}}
+{{- if and (eq .cache.kind "hostPath") $surge (eq (toString .rollout.maxUnavailable) "0") -}}
+{{- fail (printf "%s keeps its cache on the node, and its rollouts may find no node for a second worker. Set its rollout.maxUnavailable to 1." $where) -}}
 {{- end -}}
 {{- if and (eq (toString .rollout.maxSurge) "0") (eq (toString .rollout.maxUnavailable) "0") -}}
 {{- fail (printf "%s has rollout.maxSurge 0 and rollout.maxUnavailable 0, so that no rollout could move. Raise one." $where) -}}

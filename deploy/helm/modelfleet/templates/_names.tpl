@@ -18,6 +18,15 @@ modelfleet.dev/pool: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* The same in one line, as clients of the Kubernetes API take it. */}}
+{{- define "modelfleet.selector" -}}
+{{- $parts := list -}}
+{{- range $label, $value := include "modelfleet.selectorLabels" . | fromYaml -}}
+{{- $parts = append $parts (printf "%s=%s" $label $value) -}}
+{{- end -}}
+{{ join "," $parts }}
+{{- end -}}
+
 {{- define "modelfleet.labels" -}}
 {{ include "modelfleet.selectorLabels" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}

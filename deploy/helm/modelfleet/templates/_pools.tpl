@@ -1,8 +1,14 @@
-{{/* A pool: the defaults with what the pool says. Structured keys are merged, free ones replaced. Takes root, name. */}}
-{{- define "modelfleet.pool" -}}
-{{- $pool := deepCopy .root.Values.inference.poolDefaults -}}
+{{/*
+The pools by name, as YAML: the defaults with what each pool says. Structured keys are merged, free ones replaced. A pool
+that is null was removed by a later file.
+*/}}
+{{- define "modelfleet.pools" -}}
 {{- $structured := list "gpu" "image" "shm" "cache" "batch" "memory" "startup" "rollout" "autoscaling" "podDisruptionBudget" -}}
-{{- range $key, $value := default dict (index .root.Values.inference.pools .name) -}}
+{{- $pools := dict -}}
+{{- range $name, $own := .Values.inference.pools -}}
+{{- if not (kindIs "invalid" $own) -}}
+{{- $pool := deepCopy $.Values.inference.poolDefaults -}}
+{{- range $key, $value := $own -}}
 {{- if has $key $structured -}}
 {{- $block := get $pool $key -}}
 {{- range $inner, $given := $value -}}{{- $_ := set $block $inner $given -}}{{- end -}}
@@ -10,7 +16,10 @@
 {{- $_ := set $pool $key $value -}}
 {{- end -}}
 {{- end -}}
-{{ toYaml $pool }}
+{{- $_ := set $pools $name $pool -}}
+{{- end -}}
+{{- end -}}
+{{ toYaml $pools }}
 {{- end -}}
 
 {{/* The volume of a pool's cache. */}}
