@@ -1,7 +1,6 @@
 """The base of a head: a registered `embed` model, whose files come from the manager."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from modelfleet.client.targets import targets
 from modelfleet.runtime.errors import DigestMismatchError, WrongTaskError
 from numpy.typing import NDArray
 
-_TEXTS = 64
-_AT_ONCE = 4
+# Several requests, which the client has under way together and repeats when a queue is full.
+_TEXTS = 2048
 _DOWNLOAD_S = 3600
 
 
@@ -47,22 +46,23 @@ def find_base(client: Client, reference: str) -> Base:
     return Base(version, manifest)
 
 
-def embed_texts(
-    client: Client, base: Base, texts: Sequence[str], progress: Callable[[int], None]
-) -> NDArray[np.float32]:
-    """Return the vectors of texts, [texts, dimensions]. `progress` hears how many more are done."""
-    batches = [texts[first : first + _TEXTS] for first in range(0, len(texts), _TEXTS)]
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedded:
+    """Vectors [texts, dimensions], and how many of the texts were cut to fit the base."""
 
-    def embed(batch: Sequence[str]) -> NDArray[np.float32]:
-        vectors = client.embed(base.reference, batch).vectors
-        progress(len(batch))
-        return vectors
+    vectors: NDArray[np.float32]
+    cut: int
 
-    threads = ThreadPoolExecutor(_AT_ONCE)
-    try:
-        return np.concatenate(list(threads.map(embed, batches)))
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
+
+def embed_texts(client: Client, base: Base, texts: Sequence[str], progress: Callable[[int], None]) -> Embedded:
+    """Embed texts by the served base. `progress` hears how many more are done."""
+    vectors, cut = [], 0
+    for first in range(0, len(texts), _TEXTS):
+        answer = client.embed(base.reference, texts[first : first + _TEXTS])
+        vectors.append(answer.vectors)
+        cut += sum(usage.truncated for usage in answer.usage)
+        progress(len(answer.vectors))
+    return Embedded(np.concatenate(vectors), cut)
 
 
 def download(base: Base, manager: str | None, folder: Path) -> None:

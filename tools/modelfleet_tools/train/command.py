@@ -103,6 +103,8 @@ def train(
         return
     rows = [(part, count) for part, count in found.texts.items()]
     print_table("Texts", ("split", "texts"), rows)
+    if found.cut:
+        tell(f"{found.cut} texts were cut to fit the base; the head learnt from, and will see, their beginnings.")
     tell(f"Embedded in {found.embed_s} s, trained in {found.train_s} s: {found.best_epoch} of {found.epochs} epochs.")
     print(f"{name}@{version}: accuracy {found.accuracy:.4f}, F1 {found.f1:.4f} on the test split")
 

@@ -37,6 +37,11 @@ class Splits:
     validation: LabelledTexts
     test: LabelledTexts
 
+    @property
+    def parts(self) -> tuple[LabelledTexts, LabelledTexts, LabelledTexts]:
+        """All three."""
+        return self.train, self.validation, self.test
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -49,11 +54,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """How good the head is on the test split, and how long each part took in seconds."""
+    """How good the head is on the test split, how many texts were cut to fit, how long each part took in seconds."""
 
     base: str
     labels: tuple[str, ...]
     texts: dict[str, int]
+    cut: int
     epochs: int
     best_epoch: int
     validation_loss: float
@@ -95,39 +101,41 @@ def train(
     """
     labels = _checked_labels(splits)
     started = time.monotonic()
-    parts = {
-        name: Split(
-            embed_texts(client, base, part.texts, embedding),
-            np.array([labels.index(label) for label in part.labels], np.int64),
-        )
-        for name, part in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
-    }
-    embedded = time.monotonic()
+    embedded = embed_texts(client, base, [text for part in splits.parts for text in part.texts], embedding)
+    embed_s = time.monotonic() - started
+    numbers = {label: number for number, label in enumerate(labels)}
+    ends = np.cumsum([len(part) for part in splits.parts])
+    fit, check, held = (
+        Split(vectors, np.array([numbers[label] for label in part.labels], np.int64))
+        for vectors, part in zip(np.split(embedded.vectors, ends[:-1]), splits.parts, strict=True)
+    )
+    started = time.monotonic()
     head = train_head(
-        parts["train"],
-        parts["validation"],
+        fit,
+        check,
         labels=len(labels),
         hidden=settings.hidden,
         epochs=settings.epochs,
         patience=settings.patience,
         progress=epoch,
     )
-    trained = time.monotonic()
+    train_s = time.monotonic() - started
     manifest = _write(base, manager, labels, head, folder)
-    difference = _compare(folder, manifest, head, splits.test, parts["test"])
-    accuracy, f1 = _scores(parts["test"].labels, logits(head, parts["test"].vectors).argmax(axis=1))
+    difference = _compare(folder, manifest, head, splits.test, held)
+    accuracy, f1 = _scores(held.labels, logits(head, held.vectors).argmax(axis=1))
     return Trained(
         base.reference,
         labels,
-        {name: len(part.labels) for name, part in parts.items()},
+        {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
+        embedded.cut,
         head.epochs,
         head.best_epoch,
         head.validation_loss,
         accuracy,
         f1,
         difference,
-        round(embedded - started, 1),
-        round(trained - embedded, 1),
+        round(embed_s, 1),
+        round(train_s, 1),
     )
 
 
