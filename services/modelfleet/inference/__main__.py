@@ -129,7 +129,6 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
             device_id=settings.device_id,
             threads=settings.threads or available_cpus(),
             device_memory_bytes=settings.device_memory_bytes,
-            engine_cache=cache.engines,
         )
         await asyncio.to_thread(require_device, options)
         served = ServedModels()

@@ -69,6 +69,7 @@ class Agent:
         self._assignment: Assignment | None = None
         self._lives: dict[VersionKey, asyncio.Task[None]] = {}
         self._report_due = asyncio.Event()
+        self._untidy = asyncio.Event()
         self._revision = 0
         self._stopping = False
         self.settled = asyncio.Event()
@@ -81,6 +82,7 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._report_changes())
+                group.create_task(self._tidy())
                 if kept := await asyncio.to_thread(self._cache.last_assignment):
                     self._take(kept)
                 async for assignment in self._manager.assignments():
@@ -131,6 +133,7 @@ class Agent:
                 self._start(self._retire(held), held)
         if all(held.state is VersionState.READY or held.reason for held in self._served.versions()):
             self.settled.set()
+        self._untidy.set()
 
     def _flip(self, routes: tuple[Route, ...]) -> None:
         """Point aliases where the assignment says; one whose new target is not ready keeps a target that is."""
@@ -207,6 +210,17 @@ class Agent:
             metrics.observe_memory(str(version.key), SessionMemory())
             del model
             await asyncio.to_thread(return_free_memory)
+
+    async def _tidy(self) -> None:
+        while True:
+            await self._untidy.wait()
+            self._untidy.clear()
+            assigned = self._assignment.versions if self._assignment else ()
+            held = [version.assigned for version in self._served.versions()]
+            try:
+                await self._cache.keep_only([version.bundle for version in (*assigned, *held)])
+            except OSError as error:
+                _log.warning("cache not cleared", error=str(error))
 
     def _has_canary(self) -> bool:
         return self._assignment is not None and any(len(route.targets) > 1 for route in self._assignment.routes)

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -19,16 +20,20 @@ _log = structlog.get_logger()
 Download = Callable[[str, int], AsyncIterator[bytes]]
 
 
+_DROPPED = "dropped-"
+
+
 class Cache:
     """Files below `root`. Everything is written under another name first: what has its final name is whole."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._blobs = root / "blobs"
         self._bundles = root / "bundles"
+        self._engines = root / "engines"
         self._assignment = root / "assignment.json"
-        self.engines = root / "engines"
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        for directory in (self._blobs, self._bundles, self.engines):
+        for directory in (self._blobs, self._bundles, self._engines):
             directory.mkdir(parents=True, exist_ok=True)
 
     async def fetch(self, file: BundleFile, download: Download) -> None:
@@ -81,6 +86,29 @@ class Cache:
         shutil.rmtree(directory, ignore_errors=True)
         building.rename(directory)
         return directory
+
+    def engines(self, bundle: Bundle) -> Path:
+        """Return the directory of what TensorRT has built for a bundle, made when missing."""
+        directory = self._engines / bundle.digest
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    async def keep_only(self, bundles: Sequence[Bundle]) -> None:
+        """Delete the files of all other bundles: each rollout would leave a model behind until the disk is full."""
+        blobs = {file.sha256 for bundle in bundles for file in bundle.files}
+        digests = {bundle.digest for bundle in bundles}
+        places = ((self._blobs, blobs), (self._bundles, digests), (self._engines, digests))
+        dropped = [
+            path for place, kept in places for path in place.iterdir() if path.name.partition(".")[0] not in kept
+        ]
+        if dropped:
+            # Moved at once, before anything else is awaited: nobody may find a file that is about to go.
+            together = Path(tempfile.mkdtemp(prefix=_DROPPED, dir=self._root))
+            for number, path in enumerate(dropped):
+                path.rename(together / str(number))
+            _log.info("cache cleared", files=len(dropped))
+        for leftover in self._root.glob(f"{_DROPPED}*"):
+            await asyncio.to_thread(shutil.rmtree, leftover, ignore_errors=True)
 
     def save_assignment(self, assignment: Assignment) -> None:
         """Keep an assignment for the next start."""

@@ -155,7 +155,7 @@ class Loader:
         size = sum((directory / path).stat().st_size for path in weights)
         self._budget.require(name, int(_LOADING_SHARE * size), size, "to be loaded")
         before = self._budget.left()
-        session = Session(graph, self._options)
+        session = Session(graph, replace(self._options, engine_cache=self._cache.engines(bundle)))
         return_free_memory()
         host_bytes, device_bytes = self._budget.left().since(before)
         self._budget.require_kept(name, "once it is loaded")

@@ -95,8 +95,8 @@ class SessionOptions:
     """CPU threads that one run uses, for the CPU provider."""
     device_memory_bytes: int
     """Most memory that a session's arena may take on a GPU; 0 for no limit."""
-    engine_cache: Path
-    """Where TensorRT keeps the engines that it has built."""
+    engine_cache: Path = Path()
+    """Where TensorRT keeps the engines that it has built: the graph's own place."""
 
 
 class RunCancellation:

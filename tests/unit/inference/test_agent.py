@@ -353,6 +353,45 @@ async def test_what_was_assigned_last_is_served_without_the_manager_after_a_rest
         assert worker.answering("m") == "m@1"
 
 
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+async def test_what_no_version_here_needs_any_more_is_deleted_from_the_disk(tmp_path: Path) -> None:
+    blobs_of_model, blobs_of_other = ({file.sha256 for file in one.bundle.files} for one in (MODEL, OTHER))
+    async with working(tmp_path) as worker:
+        worker.manager.assign({"m@1": MODEL}, {"m": 1})
+        await worker.until_states(m_1="READY")
+        worker.manager.assign({"m@1": MODEL, "m@2": OTHER}, {"m": 2})
+        await worker.until_states(m_1="READY", m_2="READY")
+        assert names(tmp_path / "blobs") == blobs_of_model | blobs_of_other
+
+        worker.manager.assign({"m@2": OTHER}, {"m": 2})
+        await worker.until_states(m_2="READY")
+
+        await worker.until(lambda: names(tmp_path / "blobs") == blobs_of_other)  # of which the tokenizer was shared
+        await worker.until(lambda: names(tmp_path / "bundles") == {OTHER.bundle.digest})
+        await worker.until(lambda: names(tmp_path) == {"assignment.json", "blobs", "bundles", "engines"})
+
+
+async def test_what_an_earlier_life_left_behind_is_deleted_and_what_is_still_assigned_is_not(tmp_path: Path) -> None:
+    async with working(tmp_path) as worker:
+        worker.manager.assign({"m@1": MODEL}, {"m": 1})
+        await worker.until_states(m_1="READY")
+    left = [tmp_path / "blobs" / f"{'0' * 64}.partial", tmp_path / "bundles" / f"{'0' * 64}.building" / "onnx"]
+    left += [tmp_path / "engines" / ("0" * 64), tmp_path / "dropped-1" / "blob"]
+    for path in left:
+        path.mkdir(parents=True)
+    away = Manager()
+    away.reachable = False
+
+    async with working(tmp_path, away) as worker:
+        await worker.until_states(m_1="READY")
+
+        await worker.until(lambda: not any(path.exists() for path in left))
+        assert names(tmp_path / "blobs") == {file.sha256 for file in MODEL.bundle.files}
+
+
 async def test_a_manager_that_has_lost_its_data_is_believed(tmp_path: Path) -> None:
     async with working(tmp_path) as worker:
         worker.manager.assign({"m@1": MODEL}, {"m": 1}, revision=50)
