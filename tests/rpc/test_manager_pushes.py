@@ -8,6 +8,7 @@ import grpc
 import pytest
 from harness.manager import Files, Manager, chunks, header, push, refused, running_manager, sha256
 from modelfleet.api.manager.v1 import model_service_pb2 as pb
+from modelfleet.api.manager.v1.model_service_pb2_grpc import ModelServiceStub
 from modelfleet.runtime.errors import Reason
 
 MIB = 1 << 20
@@ -239,3 +240,21 @@ async def test_bad_name_is_refused_before_bytes_are_taken(manager: Manager, mode
     call = send(manager, header(model, FILES, alias=alias), *chunks(GRAPH))
     await refused(manager, call, grpc.StatusCode.INVALID_ARGUMENT, Reason.INVALID_INPUT, "cannot name")
     assert stored_files(manager) == set()
+
+
+@pytest.mark.slow
+async def test_a_push_outlives_the_age_of_its_connection(tmp_path: Path) -> None:
+    async with running_manager(tmp_path, max_connection_age_s=0.5) as manager:
+        async with grpc.aio.insecure_channel(manager.address) as channel:
+
+            async def parts() -> AsyncIterator[pb.PushModelVersionRequest]:
+                yield header("m", {"model.onnx": GRAPH})
+                await channel.wait_for_state_change(
+                    grpc.ChannelConnectivity.READY
+                )  # the connection takes no more calls
+                for part in chunks(GRAPH):
+                    yield part
+
+            pushed = await ModelServiceStub(channel).PushModelVersion(parts(), timeout=20)
+
+        assert pushed.created

@@ -39,9 +39,7 @@ class ServerSettings(BaseSettings):
     max_concurrent_calls: int = Field(default=1024, ge=1)
     """Calls under way at once; one more is answered RESOURCE_EXHAUSTED. Health checks are not counted."""
     max_connection_age_s: float = Field(default=300, gt=0)
-    """Age at which connections are closed gracefully, so that clients find replicas that came later."""
-    max_connection_age_grace_s: float = Field(default=60, gt=0)
-    """How long calls on such a connection may still run."""
+    """Age at which a connection takes no new calls, so that clients find replicas that came later. Its calls go on."""
     keepalive_s: float = Field(default=30, gt=0)
     """Pause after which an idle connection is pinged."""
     drain_delay_s: float = Field(default=5, ge=0)
