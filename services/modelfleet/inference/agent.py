@@ -87,7 +87,13 @@ class Agent:
                     self._take(kept)
                 async for assignment in self._manager.assignments():
                     # The kept one does not count: a manager restored from a backup has gone back in its revisions.
-                    if assignment.revision >= self._revision:
+                    if assignment.revision < self._revision:
+                        _log.warning(
+                            "older assignment ignored; a worker follows a manager restored from a backup once restarted",
+                            revision=assignment.revision,
+                            newest=self._revision,
+                        )
+                    else:
                         self._revision = assignment.revision
                         is_news = assignment != self._assignment
                         self._take(assignment)  # before the disk: all workers are to follow at the same time

@@ -32,6 +32,7 @@ from modelfleet.runtime.errors import (
     NotServedHereError,
 )
 from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 MODEL = graphs.text_bundle(graphs.embedder(), Task.EMBED)
 OTHER = graphs.text_bundle(graphs.pooled_embedder(), Task.EMBED)
@@ -100,6 +101,7 @@ class Worker:
     loader: "PausingLoader"
     task: "asyncio.Task[None]"
     history: dict[str, list[str]] = field(default_factory=dict)
+    logs: list[EventDict] = field(default_factory=list)
 
     def states(self) -> dict[str, str]:
         return {str(version.key): version.state.value for version in self.served.versions()}
@@ -147,14 +149,14 @@ async def working(directory: Path, manager: Manager | None = None) -> AsyncItera
     unforeseen: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unforeseen.append(context))
     try:
-        with capture_logs() as logs:
+        with capture_logs() as worker.logs:
             yield worker
     finally:
         worker.task.cancel()
         await asyncio.wait([worker.task])
         await asyncio.to_thread(engine.close)
     assert unforeseen == []
-    assert [event for event in logs if event["log_level"] == "error"] == []
+    assert [event for event in worker.logs if event["log_level"] == "error"] == []
 
 
 def record(worker: Worker) -> None:
@@ -417,6 +419,7 @@ async def test_an_assignment_older_than_the_managers_last_is_ignored(tmp_path: P
         await worker.until_states(m_1="READY", o_1="READY")
         assert worker.history["m@1"][-1] == "READY"
         assert "DRAINING" not in worker.history["m@1"]
+        assert [(entry["revision"], entry["newest"]) for entry in worker.logs if "older" in entry["event"]] == [(4, 5)]
 
 
 async def test_an_assignment_that_cannot_be_kept_is_served_all_the_same(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ class WorkerServicer(WorkerServiceServicer):
     def __init__(self, assignments: Assignments, workers: Workers) -> None:
         self._assignments = assignments
         self._workers = workers
+        self._newest: Assignment | None = None
+        self._made: dict[str, pb.WatchAssignmentsResponse] = {}  # of the newest, by pool
 
     async def WatchAssignments(
         self, request: pb.WatchAssignmentsRequest, context: Context
@@ -34,8 +36,16 @@ class WorkerServicer(WorkerServiceServicer):
         with self._workers.watching(request.worker, request.pool):
             async with aclosing(self._assignments.watch()) as snapshots:
                 async for assignment in snapshots:
-                    own = assignment.of(request.pool) if request.pool else assignment
-                    yield pb.WatchAssignmentsResponse(assignment=_assignment_message(own))
+                    yield self._message(assignment, request.pool)
+
+    def _message(self, assignment: Assignment, pool: str) -> pb.WatchAssignmentsResponse:
+        # Once for all workers of a pool: 200 versions take 12 ms, in which nobody else is answered.
+        if self._newest is not assignment:
+            self._newest, self._made = assignment, {}
+        if pool not in self._made:
+            own = assignment.of(pool) if pool else assignment
+            self._made[pool] = pb.WatchAssignmentsResponse(assignment=_assignment_message(own))
+        return self._made[pool]
 
     async def ReportStatus(self, request: pb.ReportStatusRequest, context: Context) -> pb.ReportStatusResponse:
         del context
