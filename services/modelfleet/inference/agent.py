@@ -89,7 +89,7 @@ class Agent:
                     # The kept one does not count: a manager restored from a backup has gone back in its revisions.
                     if assignment.revision < self._revision:
                         _log.warning(
-                            "older assignment ignored; a worker follows a manager restored from a backup once restarted",
+                            "older assignment ignored; if the manager was restored from a backup, restart the workers",
                             revision=assignment.revision,
                             newest=self._revision,
                         )

@@ -102,7 +102,8 @@ def decide(rollout: Rollout, workers: Sequence[WorkerStatus], elapsed_s: float, 
         case RolloutState.CANARY:
             following = _after_step(rollout, workers, elapsed_s)
         case RolloutState.FLIPPING:
-            followed = all(rollout.current(worker) for worker in workers)
+            # Without any worker, it may be the new version that has taken them all with it.
+            followed = workers and all(rollout.current(worker) for worker in workers)
             if followed and elapsed_s >= rollout.spec.rollback_window_s:
                 following = Next(RolloutState.DRAINING)
         case RolloutState.DRAINING:
@@ -184,8 +185,8 @@ def _after_step(rollout: Rollout, workers: Sequence[WorkerStatus], elapsed_s: fl
     if reason := canary.verdict(seen.old, seen.new):
         return Next(RolloutState.FAILED, reason)
     ends = 0 < canary.step_duration_s <= elapsed_s and canary.suffices(seen.new)
-    # A worker that has joined meanwhile may still be loading.
-    return promoted(rollout, full=False) if ends and not not_ready(rollout, workers) else None
+    # A worker that has joined meanwhile may still be loading; for none at all, see `decide`.
+    return promoted(rollout, full=False) if ends and workers and not not_ready(rollout, workers) else None
 
 
 def _may_hold_old(rollout: Rollout, worker: WorkerStatus) -> bool:

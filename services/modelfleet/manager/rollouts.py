@@ -127,7 +127,12 @@ class Rollouts:
                     f"Rollout {number} is {rollout.state}, not CANARY: it has no step to end. "
                     "It goes on by itself, or is over."
                 )
-            if waiting := not_ready(rollout, rollout.concerned(workers)):
+            concerned = rollout.concerned(workers)
+            if not concerned:
+                raise StateConflictError(
+                    f"Rollout {number} cannot be promoted: no worker reports. Retry when one does, or abort it."
+                )
+            if waiting := not_ready(rollout, concerned):
                 raise StateConflictError(
                     f"Rollout {number} cannot be promoted: {', '.join(waiting)} would not answer. Retry when READY."
                 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 
@@ -18,8 +19,10 @@ from modelfleet.manager.rollout_control import RolloutControl
 from modelfleet.manager.rollout_decisions import Rollout, RolloutSpec
 from modelfleet.manager.rollouts import Rollouts
 from modelfleet.manager.store.database import Database
-from modelfleet.manager.store.tables import BlobRow, LeaseRow
+from modelfleet.manager.store.tables import BlobRow, LeaseRow, WorkerRow
 from modelfleet.manager.workers import Traffic, VersionState, VersionStatus, Workers, WorkerStatus
+from modelfleet.runtime.errors import StateConflictError
+from sqlalchemy import delete
 
 NO_TRAFFIC = Traffic()
 READY, WARMING, FAILED = VersionState.READY, VersionState.WARMING, VersionState.FAILED
@@ -151,6 +154,28 @@ async def test_a_wall_clock_that_jumps_ends_neither_loading_nor_a_step_nor_the_r
     await fleet.round()
 
     assert fleet.of(number).state == state
+
+
+@pytest.mark.parametrize("state", ["CANARY", "FLIPPING"])
+async def test_a_version_that_has_taken_all_workers_with_it_goes_no_further(
+    fleet: Fleet, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = RolloutSpec("pii", "stable", 2, canary=Canary((10,), step_duration_s=1), rollback_window_s=0)
+    number = fleet.rollouts.create(spec).rollout.rollout
+    await fleet.round()
+    await fleet.obey(READY)
+    if state == "FLIPPING":
+        fleet.rollouts.promote(number, full=True)
+    with fleet.database.writing() as session:
+        session.execute(delete(WorkerRow))  # silent for too long
+
+    monkeypatch.setattr(time, "monotonic", lambda: 1e9)
+    await fleet.round()
+
+    assert fleet.of(number).state == state
+    if state == "CANARY":
+        with pytest.raises(StateConflictError, match="cannot be promoted: no worker reports"):
+            fleet.rollouts.promote(number, full=True)
 
 
 async def test_a_manager_that_takes_over_counts_on_from_when_the_state_was_entered(
