@@ -17,7 +17,7 @@ from modelfleet.inference.assignment import Assignment, Route, VersionKey
 from modelfleet.inference.cache import Cache
 from modelfleet.inference.engine import Engine
 from modelfleet.inference.eviction import Room
-from modelfleet.inference.loading import Loader
+from modelfleet.inference.loading import KilledLoadingError, Loader
 from modelfleet.inference.memory_budget import SessionMemory
 from modelfleet.inference.models import HeldModel
 from modelfleet.inference.served_models import ServedModels, ServedVersion
@@ -176,6 +176,7 @@ class Agent:
             except Exception as error:  # noqa: BLE001  whatever it is, it is this version's failure alone
                 _log.warning("version not loaded", version=str(version.key), exc_info=error)
                 why = str(error) or type(error).__name__
+                deadly = isinstance(error, KilledLoadingError)
                 waits = version.state is VersionState.DOWNLOADING and isinstance(error, _MANAGER_AWAY)
             else:
                 break
@@ -183,6 +184,8 @@ class Agent:
             await asyncio.to_thread(return_free_memory)
             self._served.move(version, VersionState.DOWNLOADING if waits else VersionState.FAILED, why)
             pause = _FIRST_RETRY_S if waits else min(2 * pause or _FIRST_RETRY_S, _LAST_RETRY_S)
+            if deadly:  # until then, the other versions are served
+                pause = _LAST_RETRY_S
             self._reconcile()
             await asyncio.sleep(pause)
             if version.state is VersionState.FAILED:

@@ -4,7 +4,8 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -31,9 +32,10 @@ class Cache:
         self._blobs = root / "blobs"
         self._bundles = root / "bundles"
         self._engines = root / "engines"
+        self._attempts = root / "attempts"
         self._assignment = root / "assignment.json"
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        for directory in (self._blobs, self._bundles, self._engines):
+        for directory in (self._blobs, self._bundles, self._engines, self._attempts):
             directory.mkdir(parents=True, exist_ok=True)
 
     async def fetch(self, file: BundleFile, download: Download) -> None:
@@ -93,11 +95,28 @@ class Cache:
         directory.mkdir(exist_ok=True)
         return directory
 
+    @contextmanager
+    def attempt(self, bundle: Bundle) -> Iterator[int]:
+        """Give how many processes have died in this block, one after another: the system or the graph kills them."""
+        note = self._attempts / bundle.digest
+        try:
+            deaths = int(note.read_text())
+        except (OSError, ValueError):
+            deaths = 0
+        with suppress(OSError):  # such as a full disk: then a death goes unnoticed
+            note.write_text(str(deaths + 1))
+        try:
+            yield deaths
+        finally:
+            with suppress(OSError):
+                note.unlink()
+
     async def keep_only(self, bundles: Sequence[Bundle]) -> None:
         """Delete the files of all other bundles: each rollout would leave a model behind until the disk is full."""
         blobs = {file.sha256 for bundle in bundles for file in bundle.files}
         digests = {bundle.digest for bundle in bundles}
-        places = ((self._blobs, blobs), (self._bundles, digests), (self._engines, digests))
+        of_bundles = (self._bundles, self._engines, self._attempts)
+        places = ((self._blobs, blobs), *((place, digests) for place in of_bundles))
         dropped = [
             path for place, kept in places for path in place.iterdir() if path.name.partition(".")[0] not in kept
         ]

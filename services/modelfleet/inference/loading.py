@@ -31,6 +31,12 @@ _log = structlog.get_logger()
 _LOADING_SHARE = 1.5
 # Elements of `tensor` models come in messages of at most this size by default; a batch of more would only take memory.
 _LARGEST_BATCH_BYTES = 64 << 20
+# One may have been killed for another reason.
+_DEATHS = 2
+
+
+class KilledLoadingError(Exception):
+    """To try it once more might end this process, too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,8 +91,17 @@ class Loader:
         Return the model of a version that was fetched, attached to the engine; `entered` hears of each state.
 
         Raises DigestMismatchError, InvalidBundleError, ProviderUnavailableError, GoldenMismatchError,
-        InsufficientMemoryError, FatalDeviceError, OSError (disk full).
+        InsufficientMemoryError, FatalDeviceError, OSError (disk full), KilledLoadingError.
         """
+        with self._cache.attempt(assigned.bundle) as deaths:
+            if deaths >= _DEATHS:
+                raise KilledLoadingError(
+                    f"{deaths} processes of this worker died one after another while they loaded it, for lack of "
+                    "memory or by the graph. The container's last state, or the kernel's log, says which."
+                )
+            return await self._load(assigned, entered)
+
+    async def _load(self, assigned: AssignedVersion, entered: Callable[[VersionState], None]) -> HeldModel:
         entered(VersionState.VERIFYING)
         started = time.monotonic()
         await asyncio.to_thread(return_free_memory)  # of the downloads, so that what is left is known

@@ -355,6 +355,23 @@ async def test_what_was_assigned_last_is_served_without_the_manager_after_a_rest
         assert worker.answering("m") == "m@1"
 
 
+async def test_a_version_that_has_killed_processes_fails_with_the_reason_and_leaves_the_others_serving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "_LAST_RETRY_S", 0.5)
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "attempts" / OTHER.bundle.digest).write_text("2")
+    async with working(tmp_path) as worker:
+        worker.manager.assign({"m@1": MODEL, "m@2": OTHER}, {"m": 1})
+
+        await worker.until_states(m_1="READY", m_2="FAILED")
+
+        version = worker.served.get(key("m@2"))
+        assert version
+        assert version.reason.startswith("2 processes of this worker died one after another while they loaded it")
+        await worker.until_states(m_1="READY", m_2="READY")  # it is tried again, much later
+
+
 def names(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
@@ -373,7 +390,7 @@ async def test_what_no_version_here_needs_any_more_is_deleted_from_the_disk(tmp_
 
         await worker.until(lambda: names(tmp_path / "blobs") == blobs_of_other)  # of which the tokenizer was shared
         await worker.until(lambda: names(tmp_path / "bundles") == {OTHER.bundle.digest})
-        await worker.until(lambda: names(tmp_path) == {"assignment.json", "blobs", "bundles", "engines"})
+        await worker.until(lambda: names(tmp_path) == {"assignment.json", "attempts", "blobs", "bundles", "engines"})
 
 
 async def test_what_an_earlier_life_left_behind_is_deleted_and_what_is_still_assigned_is_not(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
 import asyncio
+import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -132,6 +136,27 @@ async def test_what_was_left_half_built_does_not_matter(tmp_path: Path) -> None:
     (building / "model.onnx").write_text("half")
     directory = cache.materialize(SAMPLE.bundle)
     assert sorted(path.name for path in directory.iterdir()) == ["model.onnx", "tokenizer.json"]
+
+
+def test_deaths_in_an_attempt_are_counted_until_one_is_survived(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    dies = f"""
+import os, pickle, signal, sys
+from pathlib import Path
+from modelfleet.inference.cache import Cache
+with Cache(Path({str(tmp_path)!r})).attempt(pickle.load(sys.stdin.buffer)):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for _ in range(2):
+        died = subprocess.run([sys.executable, "-c", dies], input=pickle.dumps(SAMPLE.bundle), check=False)
+        assert died.returncode == -signal.SIGKILL
+
+    with pytest.raises(OSError, match="disk full"), cache.attempt(SAMPLE.bundle) as deaths:
+        raise OSError("disk full")
+
+    assert deaths == 2
+    with cache.attempt(SAMPLE.bundle) as deaths:
+        assert deaths == 0
 
 
 def test_an_assignment_is_kept_for_the_next_start(tmp_path: Path) -> None:
