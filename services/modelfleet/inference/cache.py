@@ -22,6 +22,8 @@ Download = Callable[[str, int], AsyncIterator[bytes]]
 
 
 _DROPPED = "dropped-"
+# Each may keep a thread waiting for a store that stalls, and requests need the event loop's few threads, too.
+_DOWNLOADS_AT_ONCE = 3
 
 
 class Cache:
@@ -35,6 +37,7 @@ class Cache:
         self._attempts = root / "attempts"
         self._assignment = root / "assignment.json"
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._downloads = asyncio.Semaphore(_DOWNLOADS_AT_ONCE)
         for directory in (self._blobs, self._bundles, self._engines, self._attempts):
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -48,7 +51,8 @@ class Cache:
         lock = self._fetching.setdefault(file.sha256, asyncio.Lock())
         async with lock:
             if not (self._blobs / file.sha256).exists():
-                await self._download(file, download)
+                async with self._downloads:
+                    await self._download(file, download)
 
     async def _download(self, file: BundleFile, download: Download) -> None:
         partial = self._blobs / f"{file.sha256}.partial"

@@ -79,6 +79,28 @@ async def test_versions_that_need_a_blob_at_once_share_its_download(tmp_path: Pa
     assert blob(tmp_path).read_bytes() == CONTENT
 
 
+async def test_few_blobs_are_downloaded_at_once(tmp_path: Path) -> None:
+    contents = [bytes([number]) * 1000 for number in range(10)]
+    files = {digest_of(content): content for content in contents}
+    under_way: set[str] = set()
+    most = 0
+
+    async def download(sha256: str, _offset: int) -> AsyncIterator[bytes]:
+        nonlocal most
+        under_way.add(sha256)
+        most = max(most, len(under_way))
+        for byte in files[sha256]:
+            await asyncio.sleep(0)
+            yield bytes([byte])
+        under_way.remove(sha256)
+
+    cache = Cache(tmp_path)
+    await asyncio.gather(*(cache.fetch(BundleFile("x", digest, 1000), download) for digest in files))
+
+    assert most == 3
+    assert {path.name for path in (tmp_path / "blobs").iterdir()} == set(files)
+
+
 async def test_the_next_in_line_downloads_when_the_first_fails(tmp_path: Path) -> None:
     cache, source = Cache(tmp_path), Source(cut=1000)
     first, second = await asyncio.gather(
