@@ -85,6 +85,17 @@ def check_contents(image: str) -> None:
     assert found == "10001", f"{image} has {found.splitlines()[1:]}"
 
 
+def check_refusal(image: str) -> None:
+    """Raise AssertionError unless a worker that is started without its GPU ends at once and says why."""
+    command = [DOCKER, "run", "--rm", *RESTRICTED, "--tmpfs", "/cache:uid=10001,mode=700", image, "--device", "cuda"]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    sentence = done.stderr.splitlines()[-1]
+    assert done.returncode == 1, done.stderr
+    assert sentence.startswith("The worker cannot start: CUDAExecutionProvider was asked for"), done.stderr
+    tell(f"Without a GPU, {image} ends after {time.monotonic() - began:.1f} s: {sentence}")
+
+
 @contextmanager
 def running(images: dict[str, str], network: str) -> Iterator[None]:
     """Run the three services on a network and say when each was healthy; stop them and check how they ended."""
@@ -187,7 +198,9 @@ def main() -> None:
     for image in images.values():
         check_contents(image)
     if options.gpu:
-        build("inference", options, accelerator="gpu")
+        image = build("inference", options, accelerator="gpu")
+        check_contents(image)
+        check_refusal(image)
     network = f"modelfleet-{os.getpid()}"
     with running(images, network):
         serve(images, network)

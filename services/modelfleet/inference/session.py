@@ -212,7 +212,8 @@ def _fatal() -> FatalDeviceError:
 def _not_started(device: Device, problem: str) -> ProviderUnavailableError:
     return ProviderUnavailableError(
         f"{_PROVIDERS[device][0]} was asked for (--device {device.value}) and could not start: {problem}. "
-        "Check the GPU, its driver and the libraries of this worker, or set --device cpu."
+        "Check the GPU, its driver and the worker's libraries (on Kubernetes, the pool's runtimeClassName), or set "
+        "--device cpu."
     )
 
 

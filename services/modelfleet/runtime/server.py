@@ -51,7 +51,8 @@ class Server:
         """Listen, alive and NOT_SERVING until told otherwise. Raises OSError when the port is taken."""
         await self.set_serving(serving=False)
         await self._health.set(LIVENESS, _status(serving=True))
-        address = f"{self._settings.host}:{self._settings.port}"
+        host = self._settings.host
+        address = f"{f'[{host}]' if ':' in host else host}:{self._settings.port}"
         try:
             self.port = self.grpc.add_insecure_port(address)
         except RuntimeError as error:
