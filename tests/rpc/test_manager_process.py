@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import sqlite3
 import sys
@@ -132,3 +133,22 @@ async def test_wrong_flag_is_explained_and_ends_with_exit_code_2() -> None:
     _, told = await child.communicate()
     assert child.returncode == 2
     assert b"--port (or MODELFLEET_PORT) is '70000'" in told
+
+
+async def test_without_a_kubernetes_api_it_says_so_and_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "modelfleet.manager", "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KUBE")}
+    child = await create_subprocess_exec(
+        *(*command, "--data-dir", str(tmp_path), "--pools", "kubernetes"),
+        env={**environment, "HOME": str(tmp_path)},
+        stderr=PIPE,
+    )
+
+    async with asyncio.timeout(30):
+        _, told = await child.communicate()
+
+    assert child.returncode == 1
+    *_, sentence = told.decode().splitlines()
+    assert sentence.startswith(
+        "The manager cannot start: no Kubernetes API is known: there is neither a ServiceAccount's"
+    )

@@ -35,7 +35,7 @@ from modelfleet.manager.servicers.worker_servicer import WorkerServicer
 from modelfleet.manager.store.database import Database, check_database_url
 from modelfleet.manager.uploads import Uploads
 from modelfleet.manager.workers import Workers
-from modelfleet.runtime.errors import StorageUnreachableError
+from modelfleet.runtime.errors import KubernetesUnreachableError, StorageUnreachableError
 from modelfleet.runtime.server import Server, run, until_signalled
 from modelfleet.runtime.settings import ServerSettings, read_settings
 
@@ -184,7 +184,7 @@ def main() -> None:
     )
     try:
         run(lambda: serve(settings), settings, "manager")
-    except StorageUnreachableError as error:
+    except (StorageUnreachableError, KubernetesUnreachableError) as error:
         raise SystemExit(f"The manager cannot start: {error.message}") from error
 
 

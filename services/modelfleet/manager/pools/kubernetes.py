@@ -29,12 +29,22 @@ _CALL_TIMEOUT_S = 15.0
 
 @asynccontextmanager
 async def kubernetes_client() -> AsyncIterator[ApiClient]:
-    """Give a client of the cluster that this process runs in, or else of the current context of the kubeconfig."""
+    """
+    Give a client of the cluster that this process runs in, or else of the current context of the kubeconfig.
+
+    Raises KubernetesUnreachableError where there is neither.
+    """
     configuration = Configuration()
     try:
         config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # ships no hints
     except config.ConfigException:
-        await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # ships no hints
+        try:
+            await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # ships no hints
+        except config.ConfigException as error:
+            raise KubernetesUnreachableError(
+                "no Kubernetes API is known: there is neither a ServiceAccount's token nor a kubeconfig. Mount the "
+                "token (the chart's manager.pools), or set --pools local."
+            ) from error
     async with ApiClient(configuration) as client:
         yield client
 
