@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from e2e.conftest import Serving
+from harness.tiny_generator import spoken, write_tiny_generator
 from modelfleet.bundle.bundle import GOLDEN_FILE
 from modelfleet.bundle.directory import open_directory
 from modelfleet.bundle.golden import read_golden, write_golden
@@ -55,3 +56,20 @@ def test_workers_serve_what_gives_the_recorded_outputs_and_refuse_what_does_not(
         serving.client.wait_until_served("held@2", timeout_s=60)
     assert serving.client.extract_entities("held", ["My name is Ada Lovelace."]).model_version == 1
     serving.client.delete_alias("held", "stable")
+
+
+def test_a_model_that_generates_is_held_to_the_tokens_that_it_was_certain_of(serving: Serving, tmp_path: Path) -> None:
+    folder = write_tiny_generator(tmp_path / "speaker", [40, 50, 60, 70, 80])
+    command = ["golden", "record", str(folder), "--text=Hi", "--json"]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    (example,) = read_golden(folder / GOLDEN_FILE)
+    assert example.outputs["token_ids"].tolist() == [spoken([40, 50, 60, 70, 80], example.inputs["input_ids"][0], 24)]
+
+    serving.client.push(*open_directory(folder), "speaker", alias="stable")
+    serving.client.wait_until_served("speaker", model_version=1, timeout_s=60)
+    write_tiny_generator(folder, [40, 50, 60, 70, 81])  # another graph, with the examples of the first
+    serving.client.push(*open_directory(folder), "speaker", alias="stable")
+
+    with pytest.raises(StateConflictError, match=r"differs from the golden example 'Hi': token \d is 81 and not 80"):
+        serving.client.wait_until_served("speaker@2", timeout_s=60)
+    serving.client.delete_alias("speaker", "stable")

@@ -1,22 +1,19 @@
 """Generated text through the three services, from a model whose words are known beforehand."""
 
 import asyncio
+import functools
 import json
 import random
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.manager import running_manager
+from harness.generating import Fleet, Said, running, streams, until
 from harness.small_tokenizers import byte_bpe_json
-from harness.tiny_generator import CONTEXT, EOS, spoken, write_tiny_generator
-from modelfleet.bundle.directory import open_directory
-from modelfleet.client import AsyncClient
-from modelfleet.inference.__main__ import Settings, working
+from harness.tiny_generator import CONTEXT, EOS, spoken
 from modelfleet.runtime.errors import (
     DeadlineExpiredError,
     InvalidBundleError,
@@ -25,78 +22,12 @@ from modelfleet.runtime.errors import (
     OverloadedError,
     WrongTaskError,
 )
-from modelfleet.tokenizer.__main__ import Settings as TokenizerSettings
-from modelfleet.tokenizer.__main__ import tokenizing
 from prometheus_client import REGISTRY
 from tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer.from_buffer(byte_bpe_json())
 WORDS = [random.Random(3).randrange(2, 300) for _ in range(97)]
 HELLO = TOKENIZER.encode("Hello 你好 😀, ", add_special_tokens=False).ids
-
-
-@dataclass(frozen=True)
-class Said:
-    """All chunks of an answer."""
-
-    chunks: list[Any]
-
-    @property
-    def ids(self) -> list[int]:
-        return [id_ for chunk in self.chunks for id_ in chunk.token_ids]
-
-    @property
-    def text(self) -> str:
-        return "".join(chunk.text for chunk in self.chunks)
-
-    def of(self, index: int) -> "Said":
-        return Said([chunk for chunk in self.chunks if chunk.index == index])
-
-    @property
-    def last(self) -> Any:
-        return self.chunks[-1]
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """The three services in this process, and a client of them."""
-
-    client: AsyncClient
-    address: str
-    directory: Path
-
-    async def push(self, name: str, script: list[int], *, template: str = "", **values: Any) -> None:
-        """Push a model and wait until its alias `stable` leads to it."""
-        folder = write_tiny_generator(self.directory / f"{name}-{random.random()}", script, **values)
-        if template:
-            (folder / "chat_template.jinja").write_text(template)
-        bundle, paths = await asyncio.to_thread(open_directory, folder)
-        pushed = await self.client.push(bundle, paths, name, alias="stable")
-        await self.client.wait_until_served(f"{name}@{pushed.model_version.model_version}", timeout_s=20)
-        await self.client.wait_until_served(name, timeout_s=20)
-
-    async def say(self, model: str = "words", prompt: list[int] | None = None, **options: Any) -> Said:
-        if "messages" not in options:
-            options["token_ids"] = prompt or [5, 6, 7]
-        return Said([chunk async for chunk in self.client.generate(model, **options)])
-
-
-@asynccontextmanager
-async def running(directory: Path, **settings: Any) -> AsyncIterator[Fleet]:
-    own: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_delay_s": 0, "drain_timeout_s": 2}
-    async with running_manager(directory / "manager") as manager:
-        own["manager"] = manager.address
-        tokenizers = TokenizerSettings(**own, cache_dir=directory / "tokenizers", chat_timeout_s=0.5)
-        async with tokenizing(tokenizers) as tokenizer:
-            own["tokenizer"] = f"127.0.0.1:{tokenizer.port}"
-            own |= {"cache_dir": directory / "cache", "threads": 1, "canary_interval_s": 0}
-            async with (
-                working(Settings(**{**own, **settings})) as worker,
-                AsyncClient(
-                    inference=f"127.0.0.1:{worker.port}", tokenizer=own["tokenizer"], manager=manager.address
-                ) as client,
-            ):
-                yield Fleet(client, f"127.0.0.1:{worker.port}", directory)
 
 
 @pytest.fixture
@@ -108,16 +39,6 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
 
 async def assert_still_serves(fleet: Fleet) -> None:
     assert (await fleet.say(max_tokens=12)).ids == spoken(WORDS, [5, 6, 7], 12, listens=True)
-
-
-def streams(state: str) -> float:
-    return REGISTRY.get_sample_value("modelfleet_streams", {"model": "words@1", "state": state}) or 0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  the engine's thread sets no event
-            await asyncio.sleep(0.01)
 
 
 async def test_a_prompt_is_continued_token_for_token_alone_and_among_seven_others(fleet: Fleet) -> None:
@@ -138,6 +59,18 @@ async def test_a_prompt_that_is_read_in_pieces_is_continued_alike(fleet: Fleet) 
 
     assert said.ids == spoken(WORDS, prompt, 20, listens=True)
     assert said.last.usage.prompt_tokens == 1500
+
+
+@pytest.mark.parametrize("options", [{}, {"logprobs": True}, {"seed": 1, "top_k": 1}])
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 1000])
+async def test_a_prompt_may_end_with_what_also_fills_short_rows(
+    fleet: Fleet, length: int, options: dict[str, Any]
+) -> None:
+    prompt = [*(random.Random(1).randrange(2, 300) for _ in range(length)), EOS]
+
+    said = await fleet.say(prompt=prompt, max_tokens=10, **options)
+
+    assert said.ids == spoken(WORDS, prompt, 10, listens=True)
 
 
 async def test_the_last_chunk_says_why_it_ended_and_what_it_cost(fleet: Fleet) -> None:
@@ -172,6 +105,16 @@ async def test_no_chunk_ends_within_a_character_and_stop_strings_are_cut_exactly
     assert (said.last.finish_reason, said.last.stop) == ("stop_string", "😀, H")
 
 
+async def test_a_stop_string_ends_a_continuation_as_well_as_the_model_does(fleet: Fleet) -> None:
+    await fleet.push("greeter", HELLO)
+    ended = functools.partial(REGISTRY.get_sample_value, "modelfleet_streams_finished_total")
+
+    await fleet.say("greeter", max_tokens=2000, stop=["😀"])
+
+    await until(lambda: ended({"model": "greeter@1", "reason": "STOP_STRING"}) == 1)
+    assert not ended({"model": "greeter@1", "reason": "CANCELLED"})
+
+
 async def test_log_probabilities_come_with_each_token(fleet: Fleet) -> None:
     said = await fleet.say(max_tokens=10, logprobs=True)
 
@@ -193,8 +136,12 @@ async def test_a_seed_makes_sampling_repeatable_and_continuations_differ(fleet: 
     assert first.of(1).last.finish_reason
 
 
-async def test_temperature_zero_takes_the_likeliest_token(fleet: Fleet) -> None:
-    said = await fleet.say(temperature=0.0, top_k=5, max_tokens=10)
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0, "top_k": 5}, {"temperature": 2.0, "top_k": 1}])
+async def test_temperature_zero_and_a_choice_of_one_take_the_likeliest_token(
+    fleet: Fleet, sampling: dict[str, Any], seed: int | None
+) -> None:
+    said = await fleet.say(**sampling, seed=seed, max_tokens=10)
 
     assert said.ids == spoken(WORDS, [5, 6, 7], 10, listens=True)
 
@@ -216,6 +163,17 @@ async def test_a_grammar_holds_every_answer(fleet: Fleet) -> None:
     assert set(matched.text) <= set("ab")
 
 
+async def test_a_grammar_that_is_too_large_fails_alone(fleet: Fleet) -> None:
+    too_large, *others = await asyncio.gather(
+        fleet.say(regex="(a{1000}){1000}", max_tokens=12),
+        *(fleet.say(max_tokens=12) for _ in range(3)),  # they would fill its batch
+        return_exceptions=True,
+    )
+
+    assert isinstance(too_large, InvalidInputError)
+    assert [said.ids for said in others] == [spoken(WORDS, [5, 6, 7], 12, listens=True)] * 3
+
+
 @pytest.mark.parametrize(
     ("options", "message", "field"),
     [
@@ -232,6 +190,9 @@ async def test_a_grammar_holds_every_answer(fleet: Fleet) -> None:
         ({"prompt": [300]}, "token id 300 is outside", "token_ids.ids"),
         ({"json_schema": "{"}, "guidance is no json schema", "guidance"),
         ({"regex": "["}, "guidance is no regex", "guidance"),
+        ({"regex": "[", "seed": 1}, "guidance is no regex", "guidance"),
+        ({"regex": "a\0b"}, "has a NUL character", "guidance"),
+        ({"regex": "(a{1000}){1000}"}, "failed while it kept to this regex .*: it may be too large", "guidance"),
         ({"messages": [{"role": "wizard", "content": "!"}]}, "role is 'wizard'. Use one of system, user", "messages"),
     ],
 )

@@ -49,8 +49,8 @@ def record(
     """
     Run a model on a few inputs and keep these with the outputs in its folder, as golden.npz.
 
-    Without texts, a text model gets a few of ours. `push` ships the file; from then on no worker serves the version
-    whose outputs differ by more than golden_tolerance in modelfleet.yaml.
+    Without texts, a text model gets a few of ours; one that generates continues them. `push` ships the file; from then
+    on no worker serves the version whose outputs differ by more than golden_tolerance in modelfleet.yaml.
 
     Example: modelfleet golden record .cache/samples/pii --text "My name is Ada Lovelace."
     """

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from modelfleet.bundle.golden import difference
 from modelfleet.inference.engine import Engine, Runnable
@@ -32,11 +32,18 @@ class Trial:
         return _flat(results)
 
 
+class Asked(Protocol):
+    """What is asked of a model of whatever kind."""
+
+    async def run(self, model: Any, engine: Engine) -> list[Array]:
+        """Return the arrays that a model answers."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Canary:
     """A trial and what was answered first. `tolerance` is a share of the answer's largest magnitude."""
 
-    trial: Trial
+    trial: Asked
     expected: list[Array]
     tolerance: float
 

@@ -136,6 +136,10 @@ class Engine:
         """Have `listener` called, in the event loop, when the device has failed for good."""
         self._fatal = listener
 
+    def device_failed(self, error: FatalDeviceError) -> None:
+        """Tell that listener of a failure under what this engine does not run: generation has threads of its own."""
+        self._fatal(error)
+
     def longest_run_s(self) -> float:
         """Return for how long the oldest batch that runs now has been running, in seconds; 0 when none runs."""
         with self._work:

@@ -13,7 +13,8 @@ import structlog
 from modelfleet.inference import metrics
 from modelfleet.inference.canary import Canary
 from modelfleet.inference.engine import Engine
-from modelfleet.inference.models import LoadedModel
+from modelfleet.inference.generation.model import GenerativeModel
+from modelfleet.inference.models import HeldModel
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.states import VersionState
 from modelfleet.inference.tensor_spec import Array
@@ -80,7 +81,7 @@ class Health:
                 if version.state is VersionState.READY and version.model and version.model.canary:
                     await self._check(version, version.model, version.model.canary)
 
-    async def _check(self, version: ServedVersion, model: LoadedModel, canary: Canary) -> None:
+    async def _check(self, version: ServedVersion, model: HeldModel, canary: Canary) -> None:
         wrong = ""
         for _ in range(_TRIES):
             try:
@@ -99,18 +100,19 @@ class Health:
             _log.warning("canary", version=str(version.key), outcome=outcome, reason=wrong)
         self._failed_for(f"the canary of {version.key} {wrong}")
 
-    async def _answer(self, model: LoadedModel, canary: Canary) -> list[Array]:
+    async def _answer(self, model: HeldModel, canary: Canary) -> list[Array]:
         """Return the canary's answer, however long the queue is, while the engine shows signs of life."""
+        engine = model.decoding if isinstance(model, GenerativeModel) else self._engine
         answer = asyncio.create_task(canary.trial.run(model, self._engine))
         try:
             while not answer.done():
-                ended = self._engine.batches_ended
+                ended = engine.batches_ended
                 await asyncio.wait((answer,), timeout=self._timeout_s)
                 if answer.done():
                     break
-                if (running_s := self._engine.longest_run_s()) > self._timeout_s:
+                if (running_s := engine.longest_run_s()) > self._timeout_s:
                     self._failed_for(f"a batch has been running for {running_s:.0f} s")
-                elif self._engine.batches_ended == ended:
+                elif engine.batches_ended == ended:
                     self._failed_for(f"no batch has ended for {self._timeout_s:g} s while a canary waits")
         finally:
             answer.cancel()

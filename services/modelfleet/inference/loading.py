@@ -16,6 +16,7 @@ from modelfleet.inference.batching import BatchLimits
 from modelfleet.inference.cache import Cache, Download
 from modelfleet.inference.engine import Engine
 from modelfleet.inference.generation.model import GenerationSettings, GenerativeModel
+from modelfleet.inference.generation.proving import prove
 from modelfleet.inference.memory_budget import MemoryBudget, SessionMemory
 from modelfleet.inference.models import HeldModel, LoadedModel, TensorModel, TextModel
 from modelfleet.inference.proving import check_golden, warm_up, warm_up_with_zeros
@@ -122,18 +123,18 @@ class Loader:
             self._engine.detach(model)
 
     async def _generative(self, assigned: AssignedVersion, entered: Callable[[VersionState], None]) -> GenerativeModel:
-        model = await asyncio.to_thread(self._opened, assigned)
+        model, examples = await asyncio.to_thread(self._opened, assigned)
         entered(VersionState.WARMING)
-        model.start()
+        model.start(self._engine.device_failed)
         try:
-            await model.warm_up()
+            await prove(model, examples)
         except BaseException:
             await model.close()
             raise
         metrics.observe_memory(model.name, model.memory)
         return model
 
-    def _opened(self, assigned: AssignedVersion) -> GenerativeModel:
+    def _opened(self, assigned: AssignedVersion) -> tuple[GenerativeModel, Sequence[GoldenExample]]:
         bundle, manifest, name = assigned.bundle, assigned.bundle.manifest, str(assigned.key)
         directory = self._cache.materialize(bundle)
         size = sum((directory / path).stat().st_size for path in check_graph(directory / manifest.model, directory))
@@ -142,7 +143,8 @@ class Loader:
         model = GenerativeModel(name, manifest, directory, self._options, self._generation)
         host_bytes, device_bytes = self._budget.left().since(before)
         model.memory = SessionMemory(host_bytes=host_bytes, device_bytes=device_bytes)
-        return model
+        model.fit_cache(self._budget.left())
+        return model, read_golden(directory / bundle.golden) if bundle.golden else ()
 
     async def _prove(self, model: LoadedModel, proof: _Proof) -> None:
         await check_golden(model, self._engine, proof.examples, proof.tolerance)

@@ -123,7 +123,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             ModelReference.parse(request.model),
             _prompt(request),
             _options(request),
-            client=context.peer(),
+            client=context.peer().rpartition(":")[0],  # without the port: a client may have many connections
             deadline=deadline(context),
         )
         async with aclosing(chunks):

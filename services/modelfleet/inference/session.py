@@ -154,10 +154,8 @@ class Session:
         try:
             outputs: list[Array] = self._session.run(list(names), dict(inputs), cancellation.run_options)
         except Exception as error:
-            if _OUT_OF_MEMORY.search(str(error)):
-                raise OverloadedError("The worker's memory is full. Retry later, or send less at once.") from error
-            if is_fatal(error, self._device):
-                raise _fatal() from error
+            if failure := device_failure(error, self._device):
+                raise failure from error
             raise
         return outputs
 
@@ -203,6 +201,13 @@ def require_device(options: SessionOptions) -> None:
 def is_fatal(error: Exception, device: Device) -> bool:
     """Return whether what ONNX Runtime raised means that nothing will run on the device any more."""
     return device is not Device.CPU and (isinstance(error, EPFail) or bool(_FATAL.search(str(error))))
+
+
+def device_failure(error: Exception, device: Device) -> OverloadedError | FatalDeviceError | None:
+    """Return what callers are told where a run failed for the device's sake; None where the run is at fault."""
+    if _OUT_OF_MEMORY.search(str(error)):
+        return OverloadedError("The worker's memory is full. Retry later, or send less at once.")
+    return _fatal() if is_fatal(error, device) else None
 
 
 def _fatal() -> FatalDeviceError:

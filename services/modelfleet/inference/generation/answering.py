@@ -6,7 +6,7 @@ The model version is held to the end of the stream, so a rollout lets streams fi
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -159,20 +159,21 @@ class Answering:
             try:
                 while not all(stream.done for stream in streams):
                     moved = await _moved(arrivals)
-                    async for chunk in self._chunks(version, bundle.tokenizer_digest or "", moved):
-                        yield chunk
+                    chunks = await self._chunks(version, bundle.tokenizer_digest or "", moved)
                     # The engine does not know of stop strings that were just found.
-                    decoding.cancel(stream.sequence for stream in moved if stream.done and not stream.finish)
+                    stopped = [stream.sequence for stream in moved if stream.done and not stream.finish]
+                    decoding.cancel(stopped, Finish.STOP_STRING)
+                    for chunk in chunks:
+                        yield chunk
             finally:
                 decoding.cancel(stream.sequence for stream in streams if not stream.finish)
 
-    async def _chunks(self, version: VersionKey, digest: str, moved: list[_Stream]) -> AsyncIterator[Chunk]:
+    async def _chunks(self, version: VersionKey, digest: str, moved: list[_Stream]) -> list[Chunk]:
         windows = [ids for stream in moved for ids in stream.windows()]
         tokens = sum(len(stream.unsent) for stream in moved)
         texts = iter(await self._detokenization.decode(digest, windows, tokens=tokens))
-        for stream in moved:
-            if chunk := stream.chunk(version, next(texts), next(texts)):
-                yield chunk
+        found = [stream.chunk(version, next(texts), next(texts)) for stream in moved]
+        return [chunk for chunk in found if chunk]
 
     async def _prompt_ids(self, bundle: Bundle, prompt: Prompt, deadline: float) -> NDArray[np.int32]:
         given = [bool(prompt.text), bool(prompt.turns), prompt.token_ids is not None]
@@ -252,7 +253,9 @@ def _room(model: GenerativeModel, prompt: NDArray[np.int32], options: Options) -
             "must be left to generate. Shorten it.",
             field="prompt",
         )
-    return min(options.max_tokens or _DEFAULT_MAX_TOKENS, room)
+    if options.max_tokens:
+        return min(options.max_tokens, room)
+    return min(_DEFAULT_MAX_TOKENS, room, max(1, model.cache_tokens - len(prompt)))
 
 
 def _checked_ids(ids: NDArray[np.int32], manifest: Manifest) -> NDArray[np.int32]:

@@ -7,36 +7,38 @@ a whole, so each batch has an engine of its own and they take turns: whoever com
 """
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
 
 from modelfleet.inference.generation.fair_queue import FairQueue
 from modelfleet.inference.generation.genai import GenaiModel
-from modelfleet.inference.generation.lanes import EngineLane, GeneratorLane, Lane, Step
+from modelfleet.inference.generation.lanes import EngineLane, GeneratorLane, Lane, Step, lost
 from modelfleet.inference.generation.metrics import DecodingSeries
 from modelfleet.inference.generation.sequences import Finish, Progress, Sequence
+from modelfleet.inference.session import device_failure
 from modelfleet.inference.statistics import ModelRecord
 from modelfleet.runtime.errors import (
     DeadlineExpiredError,
+    FatalDeviceError,
     InvalidInputError,
-    ModelfleetError,
     ModelLoadingError,
     OverloadedError,
-    SessionFailureError,
 )
 
 _log = structlog.get_logger()
 
 # A batch that cannot be joined later waits so long for company. A prompt takes many times longer to read.
 _GATHER_S = 0.01
-# Tokens of prompts, padded, that such a batch may read in its first step, during which all others wait; and the piece
-# in which a longer prompt is read instead, by itself.
-_BATCH_PROMPT_TOKENS = 512
+# The piece in which a prompt is read that is too long for a batch, by itself.
 _PIECE_TOKENS = 128
+
+BATCH_PROMPT_TOKENS = 512
+"""Tokens of prompts, padded, that a batch without paged attention may read at once, during which all others wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +51,37 @@ class DecodingLimits:
 
 
 class Decoding:
-    """Continues sequences. `submit`, `cancel` and `close` belong to the event loop in which it was made."""
+    """
+    Continues sequences. `submit`, `cancel` and `close` belong to the event loop in which it was made.
 
-    def __init__(self, name: str, model: GenaiModel, limits: DecodingLimits, record: ModelRecord) -> None:
+    `failed` is called there when the device, or the thread itself, has failed: nothing is generated any more.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: GenaiModel,
+        limits: DecodingLimits,
+        record: ModelRecord,
+        failed: Callable[[FatalDeviceError], None],
+    ) -> None:
         self._name = name
         self._model = model
         self._limits = limits
         self._record = record
+        self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._work = threading.Condition()
         self._queue: FairQueue[Sequence] = FairQueue()
-        self._gone: set[Sequence] = set()
+        self._ahead: list[Sequence] = []
+        self._gone: dict[Sequence, Finish] = {}
         self._closing = False
+        self._failure: FatalDeviceError | None = None
         self._lanes: list[Lane] = []
         self._active = self._reserved = 0
+        self._began: float | None = None
+        self.batches_ended = 0
+        """Grows with each step of a lane: a sign of life."""
         self._series = DecodingSeries(
             name,
             active=lambda: self._active,
@@ -73,43 +92,59 @@ class Decoding:
         self._thread = threading.Thread(target=self._run, name=f"decoding {name}", daemon=True)
         self._thread.start()
 
-    def submit(self, sequences: list[Sequence]) -> None:
+    def submit(self, sequences: list[Sequence], *, ahead: bool = False) -> None:
         """
-        Queue all sequences of a request, or none.
+        Queue all sequences of a request, or none. Those that go `ahead` pass the queue and its limits.
 
-        Raises InvalidInputError for one that never fits, OverloadedError for a full queue.
+        Raises InvalidInputError for one that never fits, OverloadedError for a full queue, FatalDeviceError.
         """
         for one in sequences:
             if one.cost > self._limits.cache_tokens:
                 raise InvalidInputError(
                     f"The prompt's {len(one.prompt)} tokens and max_tokens {one.max_tokens} make {one.cost}; the cache "
-                    f"of this worker holds {self._limits.cache_tokens}. Lower max_tokens.",
+                    f"of this worker holds {self._limits.cache_tokens}. Lower max_tokens, or shorten the prompt.",
                     field="max_tokens",
                 )
         cost = sum(one.cost for one in sequences)
         with self._work:
+            if self._failure:
+                raise self._ended()
             if self._closing:
                 raise ModelLoadingError(f"{self._name} is being unloaded on this worker. Retry.")
-            if self._queue.tokens and self._queue.tokens + cost > self._limits.max_queue_tokens:
+            if ahead:
+                self._ahead.extend(sequences)
+            elif self._queue.tokens and self._queue.tokens + cost > self._limits.max_queue_tokens:
                 raise OverloadedError(
                     f"{self._queue.tokens} tokens wait for {self._name}; with {cost} more they would pass the "
                     f"{self._limits.max_queue_tokens} of max_queue_tokens. Retry later."
                 )
-            for one in sequences:
-                self._queue.put(one)
+            else:
+                for one in sequences:
+                    self._queue.put(one)
             self._work.notify()
 
-    def cancel(self, sequences: Iterable[Sequence]) -> None:
-        """Give sequences up, wherever they are; nothing is emitted for them any more after the next step."""
+    def cancel(self, sequences: Iterable[Sequence], finish: Finish = Finish.CANCELLED) -> None:
+        """
+        Give sequences up, wherever they are; nothing is emitted for them any more after the next step.
+
+        `finish` is what they count as: a stop string ends one as well as the engine does.
+        """
         with self._work:
             waiting = set(self._queue)
             for one in sequences:
                 if one in waiting:
                     self._queue.drop(one)
-                    self._series.finished("CANCELLED")
+                    self._series.finished(finish.value)
+                elif one in self._ahead:
+                    self._ahead.remove(one)
                 else:
-                    self._gone.add(one)
+                    self._gone.setdefault(one, finish)
             self._work.notify()
+
+    def longest_run_s(self) -> float:
+        """Return for how long the step that runs now has been running, in seconds; 0 when none runs."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
 
     async def close(self) -> None:
         """End the thread; what still runs or waits is emitted as CANCELLED."""
@@ -119,9 +154,13 @@ class Decoding:
         await asyncio.to_thread(self._thread.join)
         self._series.forget()
 
+    # From here on: the thread.
+
     def _run(self) -> None:
+        end = Progress(finish=Finish.CANCELLED)
         try:
-            while self._wait():
+            while not self._failure and self._wait():
+                self._began = time.monotonic()
                 self._deliver([*self._dropped(), *self._admitted()])
                 self._step()
                 # A paged engine is kept for its prefixes; any other gives its cache back with its last sequence.
@@ -129,18 +168,31 @@ class Decoding:
                 self._lanes = kept
                 self._active = sum(len(lane.sequences) for lane in kept)
                 self._reserved = sum(lane.reserved for lane in kept)
-        finally:
-            with self._work:
-                self._closing = True
-                left = [*self._queue, *(one for lane in self._lanes for one in lane.sequences)]
-            self._lanes.clear()
-            self._deliver([(one, Progress(finish=Finish.CANCELLED)) for one in left])
+                self._began = None
+        except BaseException as error:  # noqa: BLE001  a fault of ours, or a panic of the library's: tell, do not hang
+            _log.critical("the thread that generates has failed", model=self._name, exc_info=error)
+            self._failure = self._ended()
+            self._failure.__cause__ = error
+        if self._failure:
+            end = Progress(error=self._failure)
+        with self._work:
+            self._closing = True
+            left = [*self._ahead, *self._queue, *(one for lane in self._lanes for one in lane.sequences)]
+        self._lanes.clear()
+        self._active = self._reserved = 0
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._deliver([(one, end) for one in left])
+            if self._failure:
+                self._loop.call_soon_threadsafe(self._failed, self._failure)
+
+    def _ended(self) -> FatalDeviceError:
+        return FatalDeviceError(f"{self._name} can no longer generate on this worker. Retry; another replica answers.")
 
     def _wait(self) -> bool:
         """Return True once there is something to do, False when it is over."""
         with self._work:
             while not self._closing:
-                if any(lane.sequences for lane in self._lanes):
+                if self._ahead or any(lane.sequences for lane in self._lanes):
                     return True
                 gather_s = self._gather_s()
                 if gather_s == 0:
@@ -161,7 +213,7 @@ class Decoding:
         now = time.monotonic()
         expired: Step = []
         with self._work:
-            gone, self._gone = self._gone, set()
+            gone, self._gone = self._gone, {}
             for one in [one for one in self._queue if one.deadline <= now]:
                 self._queue.drop(one)
                 expired.append((one, _expired(one)))
@@ -169,34 +221,39 @@ class Decoding:
             for one in lane.sequences:
                 if one in gone:
                     lane.cancel(one)
-                    self._series.finished("CANCELLED")
+                    self._observe(one, Progress(finish=gone[one]), now)
                 elif one.deadline <= now:
                     lane.cancel(one)
                     expired.append((one, _expired(one)))
         return expired
 
     def _admitted(self) -> Step:
-        """Give lanes to those that are next and fit."""
+        """Give lanes to those that are next and fit; return the ends of those that the library refuses."""
         refused: Step = []
         while batch := self._next_batch():
-            if self._needs_generator(batch[0]):
-                try:
-                    self._lanes.append(GeneratorLane(self._model, batch[0], _PIECE_TOKENS))
-                except ModelfleetError as error:
-                    refused.append((batch[0], Progress(error=error)))
-                continue
-            lane = next((lane for lane in self._lanes if self._model.paged and lane.engine), None)
-            if lane is None:
-                lane = EngineLane(self._model)
-                self._lanes.append(lane)
-            assert isinstance(lane, EngineLane)
-            refused += lane.add(batch)
+            try:
+                refused += self._begin(batch)
+            except Exception as error:  # noqa: BLE001  whatever it is, these are lost, and they alone
+                refused += self._lost(batch, error)
         return refused
+
+    def _begin(self, batch: list[Sequence]) -> Step:
+        if self._needs_generator(batch[0]):
+            self._lanes.append(GeneratorLane(self._model, batch[0], _PIECE_TOKENS))
+            return []
+        lane = next((lane for lane in self._lanes if self._model.paged and lane.engine), None)
+        if lane is None:
+            lane = EngineLane(self._model)
+            self._lanes.append(lane)
+        assert isinstance(lane, EngineLane)
+        return lane.add(batch)
 
     def _next_batch(self) -> list[Sequence]:
         """Take those off the queue that share a lane; empty when none is next or the next one does not fit."""
         batch: list[Sequence] = []
         with self._work:
+            if self._ahead:
+                return [self._ahead.pop(0)]
             if self._gather_s() != 0 and not self._closing:
                 return batch
             while heads := self._queue.heads():
@@ -223,14 +280,17 @@ class Decoding:
             return False
         if self._model.paged:
             return True
+        # A grammar that outgrows the library's limits fails the whole batch. Whose grammar is the same shares its fate.
+        if batch[0].options.guidance != one.options.guidance:
+            return False
         longest = max(len(other.prompt) for other in (*batch, one))
         rows = len(batch) + 1
-        return rows <= self._model.batch_rows and rows * longest <= _BATCH_PROMPT_TOKENS
+        return rows <= self._model.batch_rows and rows * longest <= BATCH_PROMPT_TOKENS
 
     def _needs_generator(self, one: Sequence) -> bool:
         if self._model.paged:
             return one.options.logprobs
-        return one.options.logprobs or one.seed is not None or len(one.prompt) > _BATCH_PROMPT_TOKENS
+        return one.options.logprobs or one.seed is not None or len(one.prompt) > BATCH_PROMPT_TOKENS
 
     def _step(self) -> None:
         """Step each lane, and tell of each at once: what reads a long prompt comes last and takes longest."""
@@ -242,25 +302,34 @@ class Decoding:
         for lane in self._lanes:
             if not lane.sequences or id(lane) in waiting:
                 continue
+            self._began = time.monotonic()
             try:
                 step = lane.step()
             except Exception as error:  # noqa: BLE001  whatever it is, this lane is lost, and it alone
-                _log.warning("a lane of the engine failed", model=self._name, exc_info=error)
-                failure = SessionFailureError("The engine failed while it generated. Retry.")
-                step = [(one, Progress(error=failure)) for one in lane.sequences]
+                step = self._lost(lane.sequences, error)
                 self._lanes = [other for other in self._lanes if other is not lane]
+            self.batches_ended += 1
             self._deliver(step)
+
+    def _lost(self, sequences: list[Sequence], error: Exception) -> Step:
+        """Return the ends of sequences whose lane has failed."""
+        _log.warning("a lane of the engine failed", model=self._name, sequences=len(sequences), reason=str(error))
+        failure = device_failure(error, self._model.device)
+        if isinstance(failure, FatalDeviceError):
+            failure.__cause__, self._failure = error, failure
+        return [(one, Progress(error=failure or lost(one, error))) for one in sequences]
 
     def _deliver(self, step: Step) -> None:
         now = time.monotonic()
         for one, progress in step:
-            if not one.probe:
-                self._observe(one, progress, now)
+            self._observe(one, progress, now)
             one.generated += len(progress.token_ids)
         if step:
             self._loop.call_soon_threadsafe(_emit, step)
 
     def _observe(self, one: Sequence, progress: Progress, now: float) -> None:
+        if one.probe:
+            return
         if progress.token_ids:
             if one.generated == 0:
                 one.first_token = now
@@ -277,6 +346,8 @@ class Decoding:
         elif progress.finish:
             self._series.tokens_cached.inc(progress.cached_prompt_tokens)
             self._series.finished(progress.finish.value)
+            if progress.finish is Finish.CANCELLED:
+                return  # says nothing of the version
             # The time to the first token is what one version's may be compared with another's; the rest is as long as
             # the text.
             first_s = (one.first_token or now) - one.arrival

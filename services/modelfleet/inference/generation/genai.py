@@ -26,9 +26,12 @@ class GenaiModel:
     """
 
     model: og.Model
+    device: Device
+    context: int
     paged: bool
     batch_rows: int
     eos_token_ids: frozenset[int]
+    pad_token_ids: frozenset[int]
     cache_bytes_per_token: int
     providers: tuple[str, ...]
     # It has no tensors that callers see.
@@ -64,12 +67,16 @@ def open_genai(directory: Path, options: SessionOptions) -> GenaiModel:
         capabilities = og.Engine(model).get_capabilities()
     except Exception as error:
         raise InvalidBundleError(f"onnxruntime-genai refuses the model: {error}", field="model") from error
-    decoder, eos = settings["model"]["decoder"], settings["model"].get("eos_token_id", [])
+    decoder = settings["model"]["decoder"]
     return GenaiModel(
         model=model,
+        device=options.device,
+        context=settings["model"]["context_length"],
         paged="dynamic_batching" in settings.get("engine", {}),
         batch_rows=capabilities.configured_max_batch_size,
-        eos_token_ids=frozenset(eos if isinstance(eos, list) else [eos]),
+        eos_token_ids=_ids(settings, "eos_token_id"),
+        # Where none is given, the library pads with what ends a text.
+        pad_token_ids=_ids(settings, "pad_token_id") or _ids(settings, "eos_token_id"),
         cache_bytes_per_token=_BYTES_OF_A_VALUE[options.device]
         * (2 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]),
         providers=(_PROVIDERS[options.device],),
@@ -83,6 +90,7 @@ def _settings(directory: Path) -> dict[str, Any]:
         decoder = settings["model"]["decoder"]
         files = [decoder["filename"]]
         numbers = [decoder[key] for key in ("num_hidden_layers", "num_key_value_heads", "head_size")]
+        numbers.append(settings["model"]["context_length"])
         session = decoder.get("session_options") or {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidBundleError(
@@ -97,6 +105,11 @@ def _settings(directory: Path) -> dict[str, Any]:
     if not all(isinstance(file, str) and (directory / file).resolve().parent == directory.resolve() for file in files):
         raise InvalidBundleError(f"{GENAI_FILE} names files outside of the bundle's folder.", field="model")
     return settings
+
+
+def _ids(settings: dict[str, Any], name: str) -> frozenset[int]:
+    value = settings["model"].get(name, [])
+    return frozenset(value if isinstance(value, list) else [value])
 
 
 def _session_overlay(options: SessionOptions) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class EngineLane:
             try:
                 row = self._begun(sequence)
             except RuntimeError as error:
-                refused.append((sequence, Progress(error=_refusal(sequence, error))))
+                refused.append((sequence, Progress(error=lost(sequence, error))))
             else:
                 self._rows[id(row.request)] = row
         if self._paged:
@@ -131,7 +131,7 @@ class EngineLane:
             failed = bool(flags & int(og.EngineEventFlags.FAILED))
             finished = bool(flags & int(og.EngineEventFlags.TURN_FINISHED))
             if failed and not flags & int(og.EngineEventFlags.RETRYABLE):
-                done.append((row.sequence, Progress(error=_failure(event.error_code.name))))
+                done.append((row.sequence, Progress(error=lost(row.sequence, event.error_code.name.lower()))))
                 self._remove(row)
                 continue
             if not finished and not flags & int(og.EngineEventFlags.TOKEN):
@@ -173,13 +173,12 @@ class GeneratorLane:
         self._sequence = sequence
         self._eos = model.eos_token_ids
         self._chunk = chunk
+        # The library goes on from the last token of a piece that is no padding, also where padding is what was given.
+        self._last_alone = int(sequence.prompt[-1]) in model.pad_token_ids
         self._done = 0
         self._ended = False
         self.reserved = sequence.cost
-        try:
-            self._generator = og.Generator(model.model, self._parameters(model, sequence))
-        except RuntimeError as error:
-            raise _refusal(sequence, error) from error
+        self._generator = og.Generator(model.model, self._parameters(model, sequence))
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -194,7 +193,9 @@ class GeneratorLane:
     def step(self) -> Step:
         """Compute one token, or a piece of the prompt."""
         if self.reading:
-            piece = self._sequence.prompt[self._done : self._done + self._chunk]
+            left = len(self._sequence.prompt) - self._done
+            size = min(self._chunk, left - 1 if self._last_alone and left > 1 else left)
+            piece = self._sequence.prompt[self._done : self._done + size]
             self._generator.append_tokens(piece.copy())  # the library takes only what it could write to
             self._done += len(piece)
             return []
@@ -236,15 +237,16 @@ def _logprob(logits: "np.ndarray[tuple[int], np.dtype[np.float64]]", token: int)
     return float(logits[token] - most - np.log(np.exp(logits - most).sum()))
 
 
-def _refusal(sequence: Sequence, error: RuntimeError) -> ModelfleetError:
-    guidance = sequence.options.guidance
-    if guidance and "grammar" in str(error):
+def lost(sequence: Sequence, cause: object) -> ModelfleetError:
+    """Return what the caller of a sequence is told when the library refused it, or failed in the middle of it."""
+    if guidance := sequence.options.guidance:
         kind = guidance.grammar.value.replace("_", " ")
-        return InvalidInputError(f"The guidance is no {kind} that can be used: {error}", field="guidance")
-    failure = SessionFailureError("The engine refused the request.")
-    failure.__cause__ = error
+        if "grammar" in str(cause):
+            return InvalidInputError(f"The guidance is no {kind} that can be used: {cause}", field="guidance")
+        return InvalidInputError(
+            f"The engine failed while it kept to this {kind} ({cause}): it may be too large. Simplify it.",
+            field="guidance",
+        )
+    failure = SessionFailureError("The engine failed while it generated. Retry.")
+    failure.__cause__ = cause if isinstance(cause, Exception) else RuntimeError(cause)
     return failure
-
-
-def _failure(code: str) -> SessionFailureError:
-    return SessionFailureError(f"The engine failed while it generated ({code.lower()}). Retry.")

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from modelfleet.bundle.manifest import Manifest
 from modelfleet.inference.batching import BatchLimits
-from modelfleet.inference.generation.options import Options
-from modelfleet.inference.generation.sequences import Progress, Sequence
-from modelfleet.inference.memory_budget import SessionMemory
+from modelfleet.inference.memory_budget import MemoryLeft, SessionMemory
 from modelfleet.inference.session import Device, SessionOptions
 from modelfleet.inference.statistics import ModelRecord
-from modelfleet.runtime.errors import InvalidBundleError, ProviderUnavailableError
+from modelfleet.runtime.errors import (
+    FatalDeviceError,
+    InsufficientMemoryError,
+    InvalidBundleError,
+    ProviderUnavailableError,
+)
 
 if TYPE_CHECKING:
+    from modelfleet.inference.canary import Canary
     from modelfleet.inference.generation.decoding import Decoding
 
 _STREAMS = {Device.CPU: 16, Device.CUDA: 64, Device.TENSORRT: 64}
 _UNLIMITED = 1 << 40
+# Of the memory that is left: the rest is for what a step computes, and for other models' batches.
+_CACHE_SHARE = 0.75
+# With fewer tokens in the cache hardly a request would be answered.
+_LEAST_CACHE_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +56,19 @@ class GenerativeModel:
         self.name = name
         self.manifest = manifest
         self.session = open_genai(directory, options)
+        if self.context > self.session.context:
+            raise InvalidBundleError(
+                f"max_tokens is {self.context}; by genai_config.json the graph holds {self.session.context}. Lower it.",
+                field="max_tokens",
+            )
         self.max_streams = manifest.max_streams or settings.max_streams or _STREAMS[options.device]
         if self.session.paged:
             self.max_streams = min(self.max_streams, self.session.batch_rows)
         self.limits = BatchLimits(max_tokens=self.context, min_fill=1, free_tokens=0)
         self.record = ModelRecord()
         self.memory = SessionMemory()
-        self.canary = None
-        self.unwatched = "not watched: no canary asks generative models"
+        self.canary: Canary | None = None
+        self.unwatched = ""
         # A paged engine sizes its cache itself and lets requests wait for room.
         self.cache_tokens = (
             _UNLIMITED if self.session.paged else settings.cache_bytes // self.session.cache_bytes_per_token
@@ -79,29 +88,30 @@ class GenerativeModel:
         assert self._decoding
         return self._decoding
 
-    def start(self) -> None:
-        """Begin, in the running event loop."""
+    def fit_cache(self, left: MemoryLeft) -> None:
+        """
+        Let the cache take no more than there is room for, before `start`.
+
+        Raises InsufficientMemoryError when that is too little to answer anything.
+        """
+        if self.session.paged:
+            return
+        room = int(_CACHE_SHARE * (left.host if left.device is None else left.device))
+        tokens = room // self.session.cache_bytes_per_token
+        if tokens < (least := min(_LEAST_CACHE_TOKENS, self.context)):
+            raise InsufficientMemoryError(
+                f"{self.name} needs {self.session.cache_bytes_per_token} bytes of memory for a token in its cache, and "
+                f"there is room for {max(0, tokens)} on this worker; {least} is the least. "
+                "Assign fewer versions to it, or give it more memory."
+            )
+        self.cache_tokens = min(self.cache_tokens, tokens)
+
+    def start(self, failed: Callable[[FatalDeviceError], None]) -> None:
+        """Begin, in the running event loop; `failed` is called there when nothing is generated any more."""
         from modelfleet.inference.generation.decoding import Decoding, DecodingLimits  # noqa: PLC0415  as above
 
         limits = DecodingLimits(self.max_streams, self.cache_tokens, self._max_queue_tokens)
-        self._decoding = Decoding(self.name, self.session, limits, self.record)
-
-    async def warm_up(self) -> None:
-        """Generate from one token, so that no caller pays for first-time work. Raises InvalidBundleError."""
-        ended: asyncio.Future[Progress] = asyncio.get_running_loop().create_future()
-
-        def emit(progress: Progress) -> None:
-            if (progress.finish or progress.error) and not ended.done():
-                ended.set_result(progress)
-
-        prompt = np.array([self.manifest.pad_token_id], np.int32)
-        sequence = Sequence(prompt, 2, Options(), None, "", time.monotonic(), math.inf, emit, probe=True)
-        self.decoding.submit([sequence])
-        try:
-            if error := (await ended).error:
-                raise InvalidBundleError(f"The model generates nothing: {error.__cause__ or error}", field="model")
-        finally:
-            self.decoding.cancel([sequence])
+        self._decoding = Decoding(self.name, self.session, limits, self.record, failed)
 
     async def close(self) -> None:
         """End what still runs."""

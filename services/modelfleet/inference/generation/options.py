@@ -41,7 +41,7 @@ class Sampling:
     @property
     def random(self) -> bool | None:
         """Whether tokens are drawn rather than the likeliest taken; None where nothing was asked for."""
-        if self.temperature == 0:
+        if self.temperature == 0 or self.top_k == 1:
             return False
         asked = (self.temperature, self.top_k, self.top_p, self.seed)
         return True if any(value is not None for value in asked) else None
@@ -73,11 +73,7 @@ class Options:
             )
         self._check_sampling(vocabulary_size or 2**31 - 1)
         self._check_stop()
-        if self.guidance and not 0 < len(self.guidance.source) <= _MOST_GRAMMAR_CHARACTERS:
-            raise InvalidInputError(
-                f"The grammar has {len(self.guidance.source)} characters. Give 1 to {_MOST_GRAMMAR_CHARACTERS}.",
-                field="guidance",
-            )
+        self._check_guidance()
 
     def _check_sampling(self, vocabulary_size: int) -> None:
         sampling = self.sampling
@@ -94,6 +90,17 @@ class Options:
                 raise InvalidInputError(
                     f"stop[{index}] has {len(one)} characters. Give 1 to {_MOST_STOP_CHARACTERS}.", field="stop"
                 )
+
+    def _check_guidance(self) -> None:
+        if self.guidance is None:
+            return
+        source = self.guidance.source
+        if not 0 < len(source) <= _MOST_GRAMMAR_CHARACTERS:
+            raise InvalidInputError(
+                f"The grammar has {len(source)} characters. Give 1 to {_MOST_GRAMMAR_CHARACTERS}.", field="guidance"
+            )
+        if "\0" in source:  # where the library would take it to end
+            raise InvalidInputError("The grammar has a NUL character. Write it as an escape.", field="guidance")
 
 
 def _check_range(name: str, value: float | None, least: float, most: float, *, above: bool = False) -> None:
