@@ -80,7 +80,7 @@ class Manifest(BaseModel):
     How far outputs may be from those of the golden examples, as a share of the largest recorded magnitude.
 
     When absent: 0.005, or 0.02 for a graph with fp16 weights and 0.1 for a quantized one. For `generate`: by how much
-    a recorded token led any other, in log-odds, where another in its place is a fault; 0.5 when absent.
+    a recorded token led any other, in log-odds, where another in its place is a fault; 1 when absent.
     """
     chat_template: str | None = None
     """For `generate`: path of the Jinja template, or of the `tokenizer_config.json` that has it."""

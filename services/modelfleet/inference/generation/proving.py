@@ -37,8 +37,6 @@ Ids = NDArray[np.int32]
 # Short, and in a lane of its own: it takes little from the streams beside it.
 _CANARY_TOKENS = 4
 _CANARY_SEARCH_TOKENS = 16
-# A token that has this lead over any other is chosen whatever shares its batch: rounding moves it by far less.
-_CERTAIN_LEAD = 1.0
 
 
 async def prove(model: GenerativeModel, examples: Sequence[GoldenExample]) -> None:
@@ -112,10 +110,14 @@ async def _difference(model: GenerativeModel, text: GoldenText, least_lead: floa
 
 
 async def _canary(model: GenerativeModel, prompt: Ids) -> Canary:
-    """Return what is asked at intervals: the first tokens after a prompt that this very device is certain of."""
+    """
+    Return what is asked at intervals: the first tokens after a prompt that this very device is certain of.
+
+    What shares a paged engine with them rounds them otherwise, and that overturns none that leads by so much.
+    """
     room = min(model.context, model.cache_tokens) - len(prompt)
     ids, logprobs = await continued(model, prompt, max(1, min(_CANARY_SEARCH_TOKENS, room)), logprobs=True)
-    certain = [lead(logprob) >= _CERTAIN_LEAD for logprob in logprobs]
+    certain = [lead(logprob) >= DEFAULT_LEAD for logprob in logprobs]
     start = next((at for at, yes in enumerate(certain) if yes), len(ids))
     end = next((at for at, yes in enumerate(certain) if at > start and not yes), len(ids))
     expected = np.array(ids[start : min(end, start + _CANARY_TOKENS)], np.int32)
