@@ -12,11 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 import yaml
-from modelfleet.bundle.bundle import hash_file
+from modelfleet.bundle.bundle import GOLDEN_FILE, hash_file
 from modelfleet.bundle.manifest import MANIFEST_FILE
 from modelfleet.runtime.errors import DigestMismatchError, NotFoundError, UnavailableError
 
 from modelfleet_tools.export.decoders import build_decoder
+from modelfleet_tools.golden_recording import Inputs, record_golden
 
 _TRIES = 3
 _PAUSE_S = 2
@@ -124,6 +125,7 @@ def _build_smollm2(folder: Path) -> None:
     gguf = folder / _SMOLLM2_GGUF
     build_decoder(gguf, folder)
     gguf.unlink()
+    record_golden(folder, Inputs())
 
 
 _SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -146,7 +148,10 @@ _SMOLLM2 = Sample(
     ),
     manifest={"task": "generate", "license": "Apache-2.0"},
     build=_build_smollm2,
-    built=("model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "chat_template.jinja", "LICENSE"),
+    built=(
+        *("model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "chat_template.jinja"),
+        *(GOLDEN_FILE, "LICENSE"),
+    ),
 )
 
 SAMPLES: Mapping[str, Sample] = MappingProxyType({sample.name: sample for sample in (_PII, _MINILM_L6, _SMOLLM2)})

@@ -14,6 +14,7 @@ from modelfleet_tools.export.bundle_folder import new_folder, write_manifest
 from modelfleet_tools.export.decoders import build_decoder
 from modelfleet_tools.export.widths import Width
 from modelfleet_tools.extras import needs_extra
+from modelfleet_tools.golden_recording import Inputs, record_golden
 from modelfleet_tools.options import JsonOption
 from modelfleet_tools.output import print_json, tell
 
@@ -141,6 +142,8 @@ def _export_gguf(source: Path, out: Path, precision: Width, license_name: str | 
         build_decoder(source, folder, precision.value)
         license_line = {"license": license_name} if license_name else {}
         write_manifest(infer_manifest(folder, license_line), folder)
+        tell("Recording golden examples …")
+        record_golden(folder, Inputs())
 
 
 def _origin(
