@@ -321,8 +321,8 @@ async def test_the_old_version_stays_until_every_worker_follows(
 ) -> None:
     workers[1].slow = {2}
     rollout = await start(manager)
-    await until(manager, rollout, "LOADING")
-    workers[0].deaf = True  # from now on, though it has the new version ready
+    await until(manager, rollout, "LOADING", holds=progress(("w1", "READY", True), ("w2", "WARMING", True)))
+    workers[0].deaf = True
     workers[1].slow = set()
     workers[1].obey()
     await until(manager, rollout, "FLIPPING", holds=progress(("w1", "READY", False), ("w2", "READY", True)))
