@@ -1,16 +1,21 @@
 """What Prometheus is told of the manager, read at each scrape, in the scrape's own thread."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import structlog
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from modelfleet.manager.rollout_states import RolloutState
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import BlobRow, ModelRow, ModelVersionRow, RolloutRow
 from modelfleet.manager.workers import Workers
+from modelfleet.runtime.errors import ModelfleetError
+
+_log = structlog.get_logger()
 
 
 class ManagerCollector(Collector):
@@ -21,7 +26,14 @@ class ManagerCollector(Collector):
         self._workers = workers
 
     def collect(self) -> Iterable[Metric]:
-        """Return the gauges."""
+        """Return the gauges; none while the database is away, which must not take the process's other metrics along."""
+        try:
+            return list(self._read())
+        except (ModelfleetError, SQLAlchemyError) as error:
+            _log.warning("metrics of the registry not read", error=str(error))
+            return []
+
+    def _read(self) -> Iterator[Metric]:
         with self._database.reading() as session:
             models = session.scalar(select(func.count()).select_from(ModelRow))
             versions = session.scalar(select(func.count()).select_from(ModelVersionRow))
