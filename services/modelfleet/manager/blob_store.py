@@ -38,6 +38,9 @@ _URL = re.compile(r"(s3|gs|az)://.|file:///")
 _NAME = re.compile(r"sha256/(?P<start>[0-9a-f]{2})/(?P<sha256>(?P=start)[0-9a-f]{62})")
 # obstore gives no codes: the numbers of ENOSPC and EDQUOT, and what stores answer when a quota is used up.
 _FULL = re.compile(r"\(os error (28|122)\)|QuotaExceeded|StorageFull|507 Insufficient Storage")
+_REFUSED = re.compile(
+    r"lacked (the necessary privileges|valid authentication)|40[13] (Unauthorized|Forbidden)|NoSuchBucket"
+)
 _FAILED = re.compile(r"Generic (?!LocalFileSystem)\w+ error")
 
 _log = structlog.get_logger()
@@ -202,5 +205,10 @@ def _explanation(told: str) -> ModelfleetError | None:
         return StorageFullError(
             "The manager has no room for more blobs. Delete model versions, collect garbage "
             "(`modelfleet manager gc`) or add room, then push again: what has arrived whole is kept."
+        )
+    if _REFUSED.search(told):
+        return StorageUnreachableError(
+            "The manager's blob store refuses it: its credentials are wrong or have expired, or there is no such "
+            "bucket. The manager's log says which; correct blob_url or the store's variables, then retry."
         )
     return StorageUnreachableError("The manager's blob store does not answer. Retry.") if _FAILED.match(told) else None
