@@ -1,6 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -209,3 +209,36 @@ async def test_messages_above_the_limit_are_refused_in_both_directions() -> None
     assert len(fits.model.model) == limit - 100
     assert too_large_answer.code() is too_large_request.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert fits_again.model.model == "x"
+
+
+async def test_calls_that_outlast_the_drain_are_sent_elsewhere_and_not_just_cut_off() -> None:
+    under_way, for_ever = asyncio.Event(), asyncio.Event()
+
+    async def wait(_request: object, _context: object) -> None:
+        under_way.set()
+        await for_ever.wait()
+
+    async def begin(_request: object, _context: object) -> AsyncIterator[pb.DownloadBlobResponse]:
+        yield pb.DownloadBlobResponse(data=b"first")
+        await for_ever.wait()
+
+    scripted = Scripted(unary=wait, stream=begin)
+    async with AsyncExitStack() as server:
+        address = await server.enter_async_context(
+            serving(lambda grpc_: add_ModelServiceServicer_to_server(scripted, grpc_), drain_timeout_s=0.1)
+        )
+        async with grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel:
+            stub = ModelServiceStub(channel)
+            stream = stub.DownloadBlob(pb.DownloadBlobRequest(sha256="x"), timeout=30)
+            assert (await stream.read()).data == b"first"
+            unary = asyncio.create_task(failure(stub.GetModel(pb.GetModelRequest(model="x"), timeout=30)))
+            await under_way.wait()
+
+            await server.aclose()  # drains
+
+            refused = [await unary, await failure(stream.read())]
+    for each in refused:
+        error = from_rpc_error(each)
+        assert isinstance(error, errors.DrainingError)
+        assert error.message == "The server shut down before this call had ended. Retry on another replica."
+        assert error.retry_after_s

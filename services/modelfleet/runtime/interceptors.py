@@ -34,13 +34,28 @@ class Admission:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._in_flight = 0
+        self._calls: set[asyncio.Task[Any] | None] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
+        self.given_up = False
 
     async def idle(self) -> None:
         """Return once no call is under way."""
         await self._idle.wait()
+
+    def give_up(self) -> None:
+        """End the calls that are still under way: they fail with DrainingError."""
+        self.given_up = True
+        for call in self._calls:
+            if call:
+                call.cancel()
+
+    def reason(self, error: BaseException) -> BaseException:
+        """Return why a call ended that ended with an error."""
+        if self.given_up and isinstance(error, asyncio.CancelledError):
+            return DrainingError("The server shut down before this call had ended. Retry on another replica.")
+        return error
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -51,12 +66,15 @@ class Admission:
             raise OverloadedError(
                 f"The server has {self._in_flight} calls under way, as many as max_concurrent_calls allows. Retry."
             )
+        call = asyncio.current_task()
+        self._calls.add(call)
         self._in_flight += 1
         self._idle.clear()
         telemetry.RPC_IN_FLIGHT.set(self._in_flight)
         try:
             yield
         finally:
+            self._calls.discard(call)
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
@@ -117,7 +135,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 with self._admission.admit():
                     response = await behaviour(request, context)
             except BaseException as error:  # noqa: BLE001  every end of a call is recorded; `failed` raises again
-                await observed.failed(error)
+                await observed.failed(self._admission.reason(error))
             observed.succeeded()
             return response
 
@@ -133,7 +151,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     async for response in behaviour(request, context):
                         yield response
             except BaseException as error:  # noqa: BLE001  every end of a call is recorded; `failed` raises again
-                await observed.failed(error)
+                await observed.failed(self._admission.reason(error))
             observed.succeeded()
 
         return call

@@ -21,6 +21,8 @@ from modelfleet.runtime.tracing import configure_tracing
 
 _log = structlog.get_logger()
 
+_GIVE_UP_S = 1.0
+
 READINESS = ""
 """The service of grpc.health.v1 that says whether to send requests here; NOT_SERVING from the start of a drain."""
 LIVENESS = "liveness"
@@ -73,7 +75,7 @@ class Server:
         await self._health.set(LIVENESS, _status(serving=False))
 
     async def drain(self) -> None:
-        """Say NOT_SERVING, refuse new calls, let running calls finish, stop. In that order."""
+        """Say NOT_SERVING, refuse new calls, let running calls finish for a time, end the rest, stop. In that order."""
         _log.info("draining", delay_s=self._settings.drain_delay_s, timeout_s=self._settings.drain_timeout_s)
         await self.set_serving(serving=False)
         self._ending = True
@@ -84,6 +86,10 @@ class Server:
         # once running calls have ended, and refusals come from here until then.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._admission.idle(), self._settings.drain_timeout_s)
+        # What still runs is told so: gRPC would only reset its connection.
+        self._admission.give_up()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._admission.idle(), _GIVE_UP_S)
         self._health.end_watches()
         await self.grpc.stop(max(0.0, deadline - time.monotonic()))
         _log.info("stopped")
