@@ -4,9 +4,12 @@ import asyncio
 import functools
 import json
 import random
+import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from harness.generating import Fleet, Said, running, streams, until
 from harness.small_tokenizers import byte_bpe_json
 from harness.tiny_generator import CONTEXT, EOS, spoken
+from modelfleet.client import Client
 from modelfleet.runtime.errors import (
     DeadlineExpiredError,
     InvalidBundleError,
@@ -294,25 +298,88 @@ async def test_the_command_prints_text_and_holds_conversations(fleet: Fleet) -> 
     await fleet.push("brief", [*HELLO, EOS])
 
     text = await command(fleet, "generate", "brief", "Hi", "--max-tokens", "30")
-    document = json.loads(await command(fleet, "generate", "brief", "--chat", "Hi", "--json"))
-    talk = await command(fleet, "chat", "brief", "--max-tokens", "3", given="Hi\nHow are you?\n")
+    piped = await command(fleet, "generate", "brief", "--max-tokens", "30", given=b"Hi\n")
+    cut = await command(fleet, "generate", "words", "Hi", "--max-tokens", "3")
+    document = json.loads((await command(fleet, "generate", "brief", "--chat", "Hi", "--json")).output)
+    talk = await command(fleet, "chat", "brief", "--max-tokens", "3", given=b"Hi\nHow are you?\n")
 
-    assert "你好 😀" in text
+    assert "你好 😀" in text.output
+    assert piped == text
+    assert text.told == ""
+    assert "cut after 3 tokens" in cut.told
     assert document["finish_reason"] == "stop"
     assert document["text"]
-    assert len(talk.splitlines()) == 2
+    assert len(talk.output.splitlines()) == 2
 
 
-async def command(fleet: Fleet, *arguments: str, given: str = "") -> str:
-    """Run the command line in a process of its own and return what it prints."""
-    process = await asyncio.create_subprocess_exec(
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "message"), [(b"", "The prompt is empty"), (b"Hi \xff", "standard input is not UTF-8 at byte 3")]
+)
+async def test_the_command_says_what_is_wrong_with_a_prompt(fleet: Fleet, given: bytes, message: str) -> None:
+    ended = await command(fleet, "generate", "words", given=given)
+
+    assert ended.code == 2
+    assert message in ended.told
+
+
+@pytest.mark.slow
+async def test_ctrl_c_keeps_what_was_printed_and_gives_the_rest_up(fleet: Fleet) -> None:
+    process = await started(fleet, "generate", "words", "Hi", "--max-tokens", "4000")
+    assert process.stdout
+    begun = await process.stdout.read(1)
+
+    process.send_signal(signal.SIGINT)
+
+    printed, told = await process.communicate()
+    assert (begun + printed).decode().endswith("\n")
+    assert told.decode().strip() == "Error: Interrupted."
+    assert process.returncode == 130
+    await until(lambda: streams("active") == 0)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command printed to standard output and to standard error, and its exit code."""
+
+    output: str
+    told: str
+    code: int | None
+
+
+async def command(fleet: Fleet, *arguments: str, given: bytes = b"") -> Ended:
+    """Run the command line in a process of its own."""
+    process = await started(fleet, *arguments)
+    printed, told = await process.communicate(given)
+    return Ended(printed.decode(), told.decode(), process.returncode)
+
+
+async def started(fleet: Fleet, *arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "modelfleet_tools", *arguments, "--inference", fleet.address),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
-    printed, _ = await process.communicate(given.encode())
-    assert process.returncode == 0
-    return printed.decode()
+
+
+async def test_whoever_stops_to_iterate_gives_the_rest_up(fleet: Fleet) -> None:
+    async for _ in fleet.client.generate("words", token_ids=[5], max_tokens=4000, timeout_s=60):
+        assert streams("active") == 1
+        break
+    await until(lambda: streams("active") == 0)
+
+    def stop_early() -> None:
+        with Client(inference=fleet.address) as client:
+            for _ in client.generate("words", token_ids=[5], max_tokens=4000, timeout_s=60):
+                assert streams("active") == 1
+                break
+            waited = time.monotonic() + 20
+            while streams("active") and time.monotonic() < waited:
+                time.sleep(0.01)
+
+    await asyncio.to_thread(stop_early)
+    assert streams("active") == 0
 
 
 async def test_a_request_that_cannot_be_written_is_refused_before_it_is_sent(fleet: Fleet) -> None:

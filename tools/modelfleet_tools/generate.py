@@ -1,16 +1,20 @@
 """`modelfleet generate | chat`."""
 
+import contextlib
 import sys
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeAlias
+from unicodedata import category
 
 import typer
 from modelfleet.client.generation_calls import GeneratedChunk
+from modelfleet.runtime.errors import ModelfleetError
 
 from modelfleet_tools.options import InferenceOption, JsonOption, open_client
-from modelfleet_tools.output import print_json, tell
+from modelfleet_tools.output import print_json, tell, tell_error
 
 # Long texts take their time.
 _TIMEOUT_S = 300.0
@@ -65,13 +69,11 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """
-    Continue a prompt, printing the text as it comes.
+    Continue a prompt, printing the text as it comes; Ctrl-C ends it.
 
     Example: modelfleet generate smollm2 --chat "What is the capital of France?" --max-tokens 64
     """
-    text = sys.stdin.read() if prompt in (None, "-") else prompt
-    if not text:
-        raise typer.BadParameter("Give a prompt, or text on standard input.")
+    text = _given(prompt)
     messages = [{"role": "user", "content": text}] if chat or system else []
     if system:
         messages.insert(0, {"role": "system", "content": system})
@@ -93,7 +95,7 @@ def generate(
         if as_json:
             print_json(_whole(chunks))
         else:
-            _printed(chunks)
+            _Answer().print(chunks)
 
 
 def chat(
@@ -115,6 +117,8 @@ def chat(
     Example: modelfleet chat smollm2 --temperature 0.7
     """
     messages = [{"role": "system", "content": system}] if system else []
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401, PLC0415  lets `input` edit lines and recall them
     with open_client(inference=inference, timeout_s=timeout) as client:
         while line := _line():
             messages.append({"role": "user", "content": line})
@@ -128,7 +132,31 @@ def chat(
                 seed=seed,
                 repetition_penalty=repetition_penalty,
             )
-            messages.append({"role": "assistant", "content": _printed(chunks)})
+            answer = _Answer()
+            try:
+                answer.print(chunks)
+            except KeyboardInterrupt:
+                tell("(ended)")
+            except ModelfleetError as error:
+                if not sys.stdin.isatty():
+                    raise
+                tell_error(error.message)  # whoever sits there can say it otherwise
+            if answer.text:
+                messages.append({"role": "assistant", "content": answer.text})
+            else:
+                messages.pop()
+
+
+def _given(prompt: str | None) -> str:
+    if prompt is None and sys.stdin.isatty():
+        raise typer.BadParameter("Give a prompt, or text on standard input.")
+    try:
+        text = sys.stdin.buffer.read().decode().removesuffix("\n") if prompt in (None, "-") else prompt
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"standard input is not UTF-8 at byte {error.start}. Convert it.") from error
+    if not text:
+        raise typer.BadParameter("The prompt is empty. Give at least one character.")
+    return text
 
 
 def _line() -> str:
@@ -138,18 +166,32 @@ def _line() -> str:
         return ""
 
 
-def _printed(chunks: Generator[GeneratedChunk, None, None]) -> str:
-    """Print what comes and return all of it; Ctrl-C ends it."""
-    said = ""
-    try:
-        with closing(chunks):
-            for chunk in chunks:
-                said += chunk.text
-                print(chunk.text, end="", flush=True)
-    except KeyboardInterrupt:
-        tell("(ended)")
-    print()
-    return said
+@dataclass(slots=True)
+class _Answer:
+    """What has been printed so far, also where Ctrl-C or an error ended it."""
+
+    text: str = ""
+
+    def print(self, chunks: Generator[GeneratedChunk, None, None]) -> None:
+        """Print text as it comes."""
+        last = None
+        try:
+            with closing(chunks):
+                for last in chunks:
+                    self.text += last.text
+                    print(_safe(last.text), end="", flush=True)
+        finally:
+            if self.text or last:
+                print()
+        if last and last.finish_reason == "length" and last.usage:
+            tell(f"(cut after {last.usage.generated_tokens} tokens; --max-tokens may allow more)")
+
+
+def _safe(text: str) -> str:
+    """Return a text without what would control a terminal; a file gets what was generated."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join("\ufffd" if category(one) == "Cc" and one not in "\n\t" else one for one in text)
 
 
 def _whole(chunks: Generator[GeneratedChunk, None, None]) -> dict[str, object]:
