@@ -107,6 +107,14 @@ def test_another_gpu_resource_and_count_are_asked_for() -> None:
     assert "nvidia.com/gpu" not in limits
 
 
+def test_nodes_without_the_label_of_gpus_are_taken_when_none_is_asked_for() -> None:
+    rendered = render({"inference": {"poolDefaults": {"nodeSelector": None, "resources": None}}})
+    spec = rendered.one("Deployment", "pool-default")["spec"]["template"]["spec"]
+
+    assert "nodeSelector" not in spec
+    assert spec["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "1"}}
+
+
 def test_shared_memory_has_its_size_or_is_left_out() -> None:
     assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}} in pod({"shm": {"size": "4Gi"}})[
         "volumes"
