@@ -272,7 +272,7 @@ def test_the_test_checks_the_devices_and_drains_a_tokenizer() -> None:
     rendered = render()
     pod = rendered.one("Job", "test")["spec"]["template"]["spec"]
 
-    assert "--device=cuda" in pod["containers"][0]["args"]
+    assert "--pool=default=cuda" in pod["containers"][0]["args"]
     assert (
         "--evict=app.kubernetes.io/component=tokenizer,app.kubernetes.io/instance=demo,app.kubernetes.io/name=modelfleet"
         in pod["containers"][0]["args"]

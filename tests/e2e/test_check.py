@@ -44,6 +44,28 @@ def test_answers_from_another_device_are_an_error(serving: Serving) -> None:
     assert "answers on CPUExecutionProvider, not on CUDAExecutionProvider" in result.output
 
 
+def test_each_worker_of_a_pool_must_serve_on_its_device(serving: Serving) -> None:
+    (pool,) = serving.client.pools()
+
+    well = run(serving, "--pool", f"{pool.pool}=cpu")
+    wrong = run(serving, "--pool", f"{pool.pool}=cuda")
+    unknown = run(serving, "--pool", "a10=cpu")
+
+    assert well.exit_code == 0, well.output
+    assert f"Pool {pool.pool}: {pool.desired_replicas} ready workers serve on CPUExecutionProvider." in well.output
+    assert wrong.exit_code == 1
+    assert "answers on CPUExecutionProvider, not on CUDAExecutionProvider" in wrong.output
+    assert unknown.exit_code == 4
+    assert "There is no pool 'a10'" in unknown.output
+
+
+def test_an_unknown_device_is_wrong_usage(serving: Serving) -> None:
+    result = run(serving, "--pool", "default")
+
+    assert result.exit_code == 2
+    assert "--pool has the device ''" in result.output
+
+
 def test_a_cluster_that_is_not_there_is_an_error(serving: Serving) -> None:
     result = run(serving, "--manager", "localhost:1", "--timeout", "1")
 

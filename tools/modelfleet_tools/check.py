@@ -17,6 +17,7 @@ from modelfleet.client.targets import targets
 from modelfleet.runtime.errors import InternalError, ModelfleetError, StateConflictError
 
 from modelfleet_tools.check_model import ANSWERS, TEXTS, write_check_model
+from modelfleet_tools.check_pools import wait_until_pool_serves
 from modelfleet_tools.health import wait_until_healthy
 from modelfleet_tools.options import InferenceOption, JsonOption, ManagerOption
 from modelfleet_tools.output import print_json, tell
@@ -44,6 +45,12 @@ def check(
     device: Annotated[
         list[str] | None, typer.Option(help="Accept answers from this device alone: cpu, cuda or tensorrt; repeatable.")
     ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DEVICE", help="Require all ready workers of a pool to serve on a device; repeatable."
+        ),
+    ] = None,
     evict: Annotated[
         str | None,
         typer.Option(metavar="SELECTOR", help="Evict one pod with these labels, and see that no request fails."),
@@ -54,7 +61,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """
-    Check a running cluster from end to end: health, a text through all services, the device that answered, a drain.
+    Check a running cluster from end to end: health, a text through all services, the devices that answer, a drain.
 
     Registers a tiny model of its own for the time that it takes. Ends with 0 only when all is well.
 
@@ -62,23 +69,31 @@ def check(
     """
     started = time.monotonic()
     deadline = started + timeout
-    if unknown := sorted(set(device or ()) - _PROVIDERS.keys()):
-        raise typer.BadParameter(f"--device is {unknown[0]!r}. Give one of {', '.join(_PROVIDERS)}.")
+    accepted = {_provider(name, "--device") for name in device or ()}
+    pools = {name: _provider(of_pool, "--pool") for name, _, of_pool in (each.partition("=") for each in pool or ())}
     for service, target in targets(inference, None, manager).items():
         wait_until_healthy(target, deadline)
         tell(f"The {service} service at {target} is healthy.")
-    with Client(inference=inference, manager=manager) as client, _served_model(client, deadline):
+    with Client(inference=inference, manager=manager) as client, _served_model(client, deadline) as number:
         provider = client.wait_until_served(_MODEL, timeout_s=_left(deadline)).providers[0]
-        accepted = [_PROVIDERS[name] for name in device or ()]
         if accepted and provider not in accepted:
-            raise StateConflictError(f"The worker answers on {provider}, not on {' or '.join(accepted)}.")
+            raise StateConflictError(f"The worker answers on {provider}, not on {' or '.join(sorted(accepted))}.")
         _ask(client)
         tell(f"A text went through all services and was answered on {provider}.")
-        pod, requests = _drain(client, evict, deadline) if evict else ("", 0)
-    report = CheckReport(provider, time.monotonic() - started, requests, pod)
+        for name, wanted in pools.items():
+            ready = wait_until_pool_serves(client, name, wanted, f"{_MODEL}@{number}", deadline)
+            tell(f"Pool {name}: {ready} ready workers serve on {wanted}.")
+        evicted, requests = _drain(client, evict, deadline) if evict else ("", 0)
+    report = CheckReport(provider, time.monotonic() - started, requests, evicted)
     if as_json:
         print_json(report)
     tell(f"All is well, in {report.seconds:.1f} s.")
+
+
+def _provider(device: str, option: str) -> str:
+    if device not in _PROVIDERS:
+        raise typer.BadParameter(f"{option} has the device {device!r}. Give one of {', '.join(_PROVIDERS)}.")
+    return _PROVIDERS[device]
 
 
 def _left(deadline: float) -> float:
@@ -86,8 +101,8 @@ def _left(deadline: float) -> float:
 
 
 @contextmanager
-def _served_model(client: Client, deadline: float) -> Iterator[None]:
-    """Register the model, and delete it at the end."""
+def _served_model(client: Client, deadline: float) -> Iterator[int]:
+    """Register the model, give the number of its version, and delete it at the end."""
     with tempfile.TemporaryDirectory() as folder:
         write_check_model(Path(folder))
         bundle, paths = open_directory(Path(folder))
@@ -95,7 +110,7 @@ def _served_model(client: Client, deadline: float) -> Iterator[None]:
             bundle, paths, _MODEL, alias="stable", timeout_s=_left(deadline)
         ).model_version.model_version
     try:
-        yield
+        yield number
     finally:
         client.delete_alias(_MODEL, "stable")
         client.delete_model_version(_MODEL, number)
