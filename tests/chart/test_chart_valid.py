@@ -1,6 +1,7 @@
 """What holds with any values: the chart lints, its objects are valid, pods are restricted, upgrades go through."""
 
 import importlib.util
+import tomllib
 from pathlib import Path
 
 import helm_python
@@ -44,6 +45,15 @@ def test_the_readme_names_the_versions_that_are_tested() -> None:
     assert f"Kubernetes {KUBERNETES[0]} to {KUBERNETES[1]}" in (CHART / "README.md").read_text().replace("\n", " ")
     with helm_python.Chart.load(CHART) as chart:
         assert chart.metadata["kubeVersion"] == f">={KUBERNETES[0]}.0-0"
+
+
+def test_chart_images_and_package_have_one_version() -> None:
+    root = CHART.parents[2]
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+
+    assert f"ARG VERSION={version}\n" in (root / "deploy" / "docker" / "Dockerfile").read_text()
+    with helm_python.Chart.load(CHART) as chart:
+        assert chart.metadata["appVersion"] == version
 
 
 def test_schema_and_readme_are_fresh() -> None:
