@@ -10,6 +10,7 @@ from modelfleet.bundle.directory import open_directory
 from modelfleet.bundle.reference import ModelReference, check_alias_name, check_model_name
 from modelfleet.client.answers import Model, ModelVersion, Pushed
 from modelfleet.client.client import Client
+from modelfleet.runtime.errors import UnavailableError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -71,6 +72,7 @@ def push(
     with open_client(manager=manager, inference=inference, timeout_s=min(timeout, DEFAULT_TIMEOUT_S)) as client:
         pushed = push_folder(client, folder, name, alias, pools=pool or (), timeout_s=timeout)
         version = pushed.model_version
+        _tell_of_unknown_pools(client, pool or ())
         if wait:
             tell(f"Waiting until a worker serves {name}@{version.model_version} …")
             client.wait_until_served(f"{name}@{alias}", model_version=version.model_version, timeout_s=timeout)
@@ -157,6 +159,7 @@ def place(
         raise typer.BadParameter("Give the names of pools, or --everywhere.")
     with open_client(manager=manager, timeout_s=timeout) as client:
         placed = client.place_model(model, pools or ())
+        _tell_of_unknown_pools(client, placed.pools)
     print(f"{model} is served by " + (f"the pools {', '.join(placed.pools)}" if placed.pools else "every pool"))
 
 
@@ -181,6 +184,19 @@ def push_folder(
             progress=lambda sent, total: bar.update(task, completed=sent, total=total),
             timeout_s=timeout_s,
         )
+
+
+def _tell_of_unknown_pools(client: Client, pools: Sequence[str]) -> None:
+    """Say so where a pool is not there, which it may be later: nothing serves the model until then."""
+    if not pools:
+        return
+    try:
+        there = {pool.pool for pool in client.pools()}
+    except UnavailableError as error:
+        tell(f"Whether these pools are there is not known: {error.message}")
+        return
+    if unknown := sorted(set(pools) - there):
+        tell(f"There is no pool {', '.join(unknown)} now; there is {', '.join(sorted(there)) or 'none'}.")
 
 
 def _print_models(found: tuple[Model, ...], *, as_json: bool) -> None:

@@ -241,3 +241,20 @@ async def test_samples_are_listed_with_their_licences() -> None:
 
     licences = {"pii": "CC-BY-4.0", "minilm": "Apache-2.0", "smollm2": "Apache-2.0"}
     assert {one["name"]: one["license"] for one in samples} == licences
+
+
+@pytest.mark.usefixtures("manager")
+async def test_a_model_is_placed_at_its_push_and_again_later_and_pools_that_are_not_there_are_told_of(
+    folder: str,
+) -> None:
+    pushed = await run("push", folder, "--name", "m", "--alias", "stable", "--pool", "gpu")
+    assert (pushed.exit_code, "There is no pool gpu now; there is none." in pushed.stderr) == (0, True)
+    listed = json.loads((await run("models", "--json")).stdout)
+    assert listed["models"][0]["pools"] == ["gpu"]
+
+    placed = await run("place", "m", "large", "cpu")
+    assert placed.stdout == "m is served by the pools cpu, large\n"
+    assert "There is no pool cpu, large now" in placed.stderr
+
+    everywhere = await run("place", "m", "--everywhere")
+    assert (everywhere.stdout, everywhere.stderr) == ("m is served by every pool\n", "")
