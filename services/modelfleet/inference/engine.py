@@ -141,9 +141,14 @@ class Engine:
         self._fatal(error)
 
     def longest_run_s(self) -> float:
-        """Return for how long the oldest batch that runs now has been running, in seconds; 0 when none runs."""
+        """
+        Return for how long the oldest batch of callers that runs now has been running, in seconds; 0 when none runs.
+
+        The worker's own do not count: what a model does in its first runs may take minutes.
+        """
         with self._work:
-            started = min((batch.started for batch in self._running), default=None)
+            callers = (batch for batch in self._running if not all(row.request.probe for row in batch.rows))
+            started = min((batch.started for batch in callers), default=None)
         return 0.0 if started is None else time.monotonic() - started
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ that is merely overloaded stays: its canary waits like any request, and as long 
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import structlog
 
@@ -24,6 +25,15 @@ _log = structlog.get_logger()
 
 # A canary that fails once is asked again at once: the reason may have been a neighbour that took all memory.
 _TRIES = 2
+
+
+class Runs(Protocol):
+    """What runs requests: the engine, or a generative model's own."""
+
+    batches_ended: int
+
+    def longest_run_s(self) -> float:
+        """Return for how long the oldest batch of callers that runs now has been running, in seconds."""
 
 
 class Health:
@@ -77,9 +87,14 @@ class Health:
     async def _rounds(self) -> None:
         while self._interval_s:
             await asyncio.sleep(self._interval_s)
+            self._check_runs(self._engine)
             for version in self._served.versions():
                 if version.state is VersionState.READY and version.model and version.model.canary:
                     await self._check(version, version.model, version.model.canary)
+
+    def _check_runs(self, engine: Runs) -> None:
+        if (running_s := engine.longest_run_s()) > self._timeout_s:
+            self._failed_for(f"a batch has been running for {running_s:.0f} s")
 
     async def _check(self, version: ServedVersion, model: HeldModel, canary: Canary) -> None:
         wrong = ""
@@ -102,7 +117,7 @@ class Health:
 
     async def _answer(self, model: HeldModel, canary: Canary) -> list[Array]:
         """Return the canary's answer, however long the queue is, while the engine shows signs of life."""
-        engine = model.decoding if isinstance(model, GenerativeModel) else self._engine
+        engine: Runs = model.decoding if isinstance(model, GenerativeModel) else self._engine
         answer = asyncio.create_task(canary.trial.run(model, self._engine))
         try:
             while not answer.done():
@@ -110,9 +125,8 @@ class Health:
                 await asyncio.wait((answer,), timeout=self._timeout_s)
                 if answer.done():
                     break
-                if (running_s := engine.longest_run_s()) > self._timeout_s:
-                    self._failed_for(f"a batch has been running for {running_s:.0f} s")
-                elif engine.batches_ended == ended:
+                self._check_runs(engine)
+                if engine.batches_ended == ended:
                     self._failed_for(f"no batch has ended for {self._timeout_s:g} s while a canary waits")
         finally:
             answer.cancel()

@@ -39,7 +39,13 @@ class Worker:
 
 @asynccontextmanager
 async def watched(
-    directory: Path, *, timeout_s: float = 30.0, expected: float = 0.0, tamper: Callable[[Any], None] = lambda _: None
+    directory: Path,
+    *,
+    timeout_s: float = 30.0,
+    expected: float = 0.0,
+    lanes: int = 1,
+    has_canary: bool = True,
+    tamper: Callable[[Any], None] = lambda _: None,
 ) -> AsyncIterator[Worker]:
     """Watch the slow identity; its canary is 0, and should answer `expected`. `tamper` gets its session."""
     sample = graphs.tensor_bundle(graphs.slow())
@@ -48,8 +54,10 @@ async def watched(
     model.canary = Canary(
         Trial({"x": np.zeros((1, 1), np.float32)}, [1]), [np.full((1, 1), expected, np.float32)], tolerance=0.01
     )
+    if not has_canary:
+        model.canary = None
     tamper(model.session)
-    engine, failed = Engine(lanes=1, max_queue_tokens=20), asyncio.Event()
+    engine, failed = Engine(lanes, max_queue_tokens=20), asyncio.Event()
     engine.attach(model)
     served = ServedModels()
     version = served.add(AssignedVersion(VersionKey("m", 1), sample.bundle))
@@ -165,8 +173,16 @@ def lingering(session: Any) -> None:
     session._session = Lingering()  # noqa: SLF001
 
 
-async def test_a_worker_on_which_a_batch_never_ends_has_failed(tmp_path: Path) -> None:
-    async with watched(tmp_path, timeout_s=0.2) as worker, asyncio.timeout(20):
+@pytest.mark.parametrize(
+    ("lanes", "has_canary"),
+    [
+        pytest.param(1, True, id="while the canary waits"),
+        pytest.param(2, True, id="while the canary is answered on another lane"),
+        pytest.param(1, False, id="of a model without a canary"),
+    ],
+)
+async def test_a_worker_on_which_a_batch_never_ends_has_failed(tmp_path: Path, lanes: int, has_canary: bool) -> None:
+    async with watched(tmp_path, timeout_s=0.2, lanes=lanes, has_canary=has_canary) as worker, asyncio.timeout(10):
         stuck = asyncio.create_task(worker.ask(FOR_EVER))
         await worker.failed.wait()
 
