@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from itertools import chain
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper
 
+from modelfleet.bundle.weights import without_weights
 from modelfleet.runtime.errors import InvalidBundleError
 
 
@@ -75,12 +77,18 @@ def check_graph(model_path: Path, root: Path) -> frozenset[str]:
 
 
 def _parsed(model_path: Path, shown: str) -> ModelProto:
+    """Return the graph without the bytes of its weights."""
     model = ModelProto()
     try:
-        model.ParseFromString(model_path.read_bytes())
+        with model_path.open("rb") as file:
+            # Not closed by hand: slices of it live for as long as the traceback of an error does.
+            content = mmap(file.fileno(), 0, access=ACCESS_READ)
+        model.ParseFromString(without_weights(memoryview(content)))
     except OSError as error:
         raise InvalidBundleError(f"{shown} cannot be read: {error.strerror}.", field="model") from error
-    except Exception as error:  # protobuf's backends raise different classes for bytes that do not parse
+    except (
+        Exception
+    ) as error:  # protobuf's backends raise different classes for bytes that do not parse; mmap, for none
         raise InvalidBundleError(
             f"{shown} is no ONNX graph: its bytes do not parse. Is the file cut short, or a Git LFS pointer? "
             "Fetch or export it again.",
