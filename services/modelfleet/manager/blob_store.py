@@ -33,6 +33,9 @@ _ABANDONED_S = 3600  # another manager may be writing what is younger
 _CONNECTION: "ClientConfig" = {"timeout": "1 day", "read_timeout": "30s", "allow_http": True}
 _RETRIES = 5
 _RETRY_S = 30
+# What is asked within a transaction, while every other writer waits, and workers that report among them.
+_BRIEF_CONNECTION: "ClientConfig" = {"timeout": "4s", "allow_http": True}
+_BRIEF_RETRIES = 1
 
 _URL = re.compile(r"(s3|gs|az)://.|file:///")
 _NAME = re.compile(r"sha256/(?P<start>[0-9a-f]{2})/(?P<sha256>(?P=start)[0-9a-f]{62})")
@@ -73,9 +76,12 @@ class BlobStore:
         """Open the place at a URL: `file:`, whose directory is made when missing, `s3:`, `gs:`, `az:`."""
         if url.startswith("file:"):
             self._store: ObjectStore = from_url(url, mkdir=True, automatic_cleanup=True)
+            self._brief: ObjectStore = self._store
         else:
             retrying: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=_RETRY_S)}
             self._store = from_url(url, client_options=_CONNECTION, retry_config=retrying)
+            briefly: RetryConfig = {"max_retries": _BRIEF_RETRIES, "retry_timeout": timedelta(seconds=_RETRY_S)}
+            self._brief = from_url(url, client_options=_BRIEF_CONNECTION, retry_config=briefly)
 
     @asynccontextmanager
     async def writing(self, sha256: str) -> AsyncIterator[Callable[[bytes], Any]]:
@@ -108,9 +114,9 @@ class BlobStore:
         return {sha256: size for sha256, size in found if size is not None}
 
     def stat(self, sha256: str) -> StoredBytes | None:
-        """Return what is stored under a digest. Blocking."""
+        """Return what is stored under a digest. Blocking, but not for long."""
         with _explained(), suppress(FileNotFoundError):
-            found = obstore.head(self._store, _path(sha256))
+            found = obstore.head(self._brief, _path(sha256))
             return _stored(sha256, found)
         return None
 
@@ -123,15 +129,15 @@ class BlobStore:
                         yield _stored(name["sha256"], found)
 
     def delete(self, digests: Iterable[str]) -> None:
-        """Delete those of `digests` that are there. Blocking."""
+        """Delete those of `digests` that are there. Blocking, but not for long."""
         paths = [_path(sha256) for sha256 in digests]
         with _explained():
-            if not isinstance(self._store, LocalStore):
-                obstore.delete(self._store, paths)
+            if not isinstance(self._brief, LocalStore):
+                obstore.delete(self._brief, paths)
                 return
             for path in paths:
                 with suppress(FileNotFoundError):
-                    obstore.delete(self._store, path)
+                    obstore.delete(self._brief, path)
 
     async def signed_url(self, sha256: str, lifetime: timedelta) -> str:
         """Return a URL from which anyone may read a blob for a while; empty where the store has none to give."""

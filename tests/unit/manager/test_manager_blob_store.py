@@ -1,6 +1,7 @@
 """What a store answers that refuses: told as what it is, and worth a retry once that is mended."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -49,6 +50,21 @@ async def test_refused_credentials_are_told(s3: S3, operation: str, monkeypatch:
 
     with pytest.raises(StorageUnreachableError, match="refuses it: its credentials are wrong or have expired"):
         await OPERATIONS[operation](store)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["stat", "delete"])
+async def test_a_store_that_never_answers_holds_up_no_writing_session_of_the_database(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never reads them
+        endpoint = S3(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for variable, value in endpoint.environment.items():
+            monkeypatch.setenv(variable, value)
+
+        async with asyncio.timeout(20):
+            with pytest.raises(StorageUnreachableError, match="does not answer"):
+                await OPERATIONS[operation](BlobStore(endpoint.new_bucket().url))
 
 
 @pytest.mark.usefixtures("environment")
