@@ -2,7 +2,8 @@
 A generative model that is written down and not trained: it speaks a script.
 
 The token at position p is `script[p % len(script)]`. Where the model `listens`, the index is p + 7 times the token
-before, so that each prompt goes its own way. What it says can so be computed by hand.
+before, so that each prompt goes its own way. What it says can so be computed by hand. An adapter over it has it say one
+token for ever.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from harness.small_tokenizers import byte_bpe_json
@@ -24,9 +26,14 @@ CHATML = (
 )
 
 
-def write_tiny_generator(folder: Path, script: Sequence[int], *, listens: bool = False, **manifest: object) -> Path:
-    """Write the bundle's files; `manifest` goes into `modelfleet.yaml`."""
+def write_tiny_generator(
+    folder: Path, script: Sequence[int], *, listens: bool = False, adapted_to: int | None = None, **manifest: object
+) -> Path:
+    """Write the bundle's files, `adapted_to` a token with an adapter; `manifest` goes into `modelfleet.yaml`."""
     folder.mkdir(parents=True, exist_ok=True)
+    if adapted_to is not None:
+        write_adapter(folder / "lora.onnx_adapter", adapted_to)
+        manifest["adapter"] = "lora.onnx_adapter"
     onnx.save(_graph(script, listens=listens), folder / "model.onnx")
     (folder / "genai_config.json").write_text(json.dumps(_CONFIG))
     (folder / "tokenizer.json").write_bytes(byte_bpe_json())
@@ -35,6 +42,16 @@ def write_tiny_generator(folder: Path, script: Sequence[int], *, listens: bool =
     (folder / "chat_template.jinja").write_text(CHATML)
     (folder / "modelfleet.yaml").write_text(json.dumps({"task": "generate", **manifest}))
     return folder
+
+
+def write_adapter(path: Path, token: int, *, prefix: str = "lora") -> None:
+    """Write what has the graph say a token; `prefix` begins the names of its parameters."""
+    scores = np.zeros((1, VOCABULARY), np.float32)
+    scores[0, token] = 50
+    adapter = ort.AdapterFormat()
+    parameters = {f"{prefix}_A": np.ones((1, 1), np.float32), f"{prefix}_B": scores}
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in parameters.items()})
+    adapter.export_adapter(str(path))
 
 
 def spoken(script: Sequence[int], prompt: Sequence[int], count: int, *, listens: bool = False) -> list[int]:
@@ -92,6 +109,8 @@ def _graph(script: Sequence[int], *, listens: bool) -> onnx.ModelProto:
         "zero": np.array(0, np.int64),
         "one": np.array(1, np.int64),
         "axis": np.array([1], np.int64),
+        "lora_A": np.zeros((1, 1), np.float32),
+        "lora_B": np.zeros((1, VOCABULARY), np.float32),
     }
     nodes = [
         helper.make_node("Shape", ["input_ids"], ["ids_shape"]),
@@ -109,11 +128,16 @@ def _graph(script: Sequence[int], *, listens: bool) -> onnx.ModelProto:
         helper.make_node("Mul", ["input_ids", "weight"], ["heard"]),
         helper.make_node("Add", ["heard", "position"], ["sum"]),
         helper.make_node("Mod", ["sum", "length"], ["index"]),
-        helper.make_node("Gather", ["table", "index"], ["logits"]),
+        helper.make_node("Gather", ["table", "index"], ["written"]),
+        helper.make_node("MatMul", ["lora_A", "lora_B"], ["adapted"]),
+        helper.make_node("Add", ["written", "adapted"], ["logits"]),
     ]
     inputs = [
         helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "steps_in"]),
         helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total_in"]),
+        # Initializers that are inputs as well: an adapter may replace them.
+        helper.make_tensor_value_info("lora_A", TensorProto.FLOAT, [1, "rank"]),
+        helper.make_tensor_value_info("lora_B", TensorProto.FLOAT, ["rank", VOCABULARY]),
     ]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "steps_in", VOCABULARY])]
     # The cache holds nothing that is read. It is as long as the longest row, also where that one has ended.

@@ -48,7 +48,7 @@ class Bundle:
         if len(set(paths)) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
             raise InvalidBundleError(f"The bundle has {twice!r} twice. Give each file once.", field="files")
-        named = {name: getattr(self.manifest, name) for name in ("model", "tokenizer", "chat_template")}
+        named = {name: getattr(self.manifest, name) for name in ("model", "tokenizer", "chat_template", "adapter")}
         for role, path in named.items():
             if path is not None and path not in paths:
                 raise InvalidBundleError(

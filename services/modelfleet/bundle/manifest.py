@@ -86,6 +86,12 @@ class Manifest(BaseModel):
     """For `generate`: path of the Jinja template, or of the `tokenizer_config.json` that has it."""
     special_tokens: Mapping[str, str] = Field(default_factory=dict)
     """For `generate`: what the chat template calls by name, such as `bos_token`."""
+    adapter: str | None = None
+    """
+    For `generate`: path of a LoRA adapter in ONNX Runtime's format (`.onnx_adapter`), which is laid over the graph.
+
+    Versions with the same graph share it, in the manager's store and in a worker's memory.
+    """
     max_streams: int | None = Field(default=None, ge=1)
     """For `generate`: most continuations at once on one worker; the worker's setting when absent."""
     license: str | None = None

@@ -4,11 +4,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 
+from modelfleet.bundle.bundle import BundleFile
 from modelfleet.bundle.golden import DEFAULT_TOLERANCES, GoldenExample, read_golden
 from modelfleet.bundle.graph import check_graph, precision
+from modelfleet.bundle.infer import GENAI_FILE
 from modelfleet.bundle.manifest import Manifest, Task
 from modelfleet.inference import metrics
 from modelfleet.inference.assignment import AssignedVersion
@@ -75,6 +79,8 @@ class Loader:
         self._budget = budget
         self._generation = generation
         self._check_tokenizer = check_tokenizer
+        # What generative versions have opened, by the files of the graph.
+        self._graphs: WeakValueDictionary[frozenset[BundleFile], Any] = WeakValueDictionary()
 
     async def fetch(self, assigned: AssignedVersion) -> None:
         """
@@ -137,10 +143,14 @@ class Loader:
     def _opened(self, assigned: AssignedVersion) -> tuple[GenerativeModel, Sequence[GoldenExample]]:
         bundle, manifest, name = assigned.bundle, assigned.bundle.manifest, str(assigned.key)
         directory = self._cache.materialize(bundle)
-        size = sum((directory / path).stat().st_size for path in check_graph(directory / manifest.model, directory))
+        weights = check_graph(directory / manifest.model, directory)
+        graph = frozenset(file for file in bundle.files if file.path in {GENAI_FILE, manifest.model, *weights})
+        opened = self._graphs.get(graph)  # of another version, with another adapter
+        size = 0 if opened else sum((directory / path).stat().st_size for path in weights)
         self._budget.require(name, int(_LOADING_SHARE * size), size, "to be loaded")
         before = self._budget.left()
-        model = GenerativeModel(name, manifest, directory, self._options, self._generation)
+        model = GenerativeModel(name, manifest, directory, self._options, self._generation, opened=opened)
+        self._graphs[graph] = model.session.model
         host_bytes, device_bytes = self._budget.left().since(before)
         model.memory = SessionMemory(host_bytes=host_bytes, device_bytes=device_bytes)
         model.fit_cache(self._budget.left())

@@ -288,9 +288,11 @@ class Decoding:
         return rows <= self._model.batch_rows and rows * longest <= BATCH_PROMPT_TOKENS
 
     def _needs_generator(self, one: Sequence) -> bool:
+        if one.options.logprobs or self._model.adapters:
+            return True
         if self._model.paged:
-            return one.options.logprobs
-        return one.options.logprobs or one.seed is not None or len(one.prompt) > BATCH_PROMPT_TOKENS
+            return False
+        return one.seed is not None or len(one.prompt) > BATCH_PROMPT_TOKENS
 
     def _step(self) -> None:
         """Step each lane, and tell of each at once: what reads a long prompt comes last and takes longest."""

@@ -13,6 +13,9 @@ from modelfleet.inference.tensor_spec import TensorSpec
 from modelfleet.runtime.errors import InvalidBundleError, ProviderUnavailableError
 
 _BYTES_OF_A_VALUE = {Device.CPU: 4, Device.CUDA: 2, Device.TENSORRT: 2}
+ADAPTER = "adapter"
+"""What the library calls the adapter of a model version; each has adapters of its own."""
+
 _PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}
 
 
@@ -34,14 +37,18 @@ class GenaiModel:
     pad_token_ids: frozenset[int]
     cache_bytes_per_token: int
     providers: tuple[str, ...]
+    adapters: og.Adapters | None = None
+    """Holds ADAPTER, which is laid over the model; the engine knows of none."""
     # It has no tensors that callers see.
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
 
 
-def open_genai(directory: Path, options: SessionOptions) -> GenaiModel:
+def open_genai(
+    directory: Path, options: SessionOptions, *, adapter: str | None = None, opened: og.Model | None = None
+) -> GenaiModel:
     """
-    Open the model in a bundle's directory.
+    Open the model in a bundle's directory, or take one that is `opened` already, and lay an adapter over it.
 
     Raises InvalidBundleError when the library refuses it, and ProviderUnavailableError when the device that was asked
     for is not there: it never runs on another one instead.
@@ -57,13 +64,7 @@ def open_genai(directory: Path, options: SessionOptions) -> GenaiModel:
             f"Models of the task 'generate' do not run on {options.device.value}. Use a pool of the device cuda or cpu."
         )
     try:
-        config = og.Config(str(directory))
-        config.clear_providers()
-        if options.device is Device.CUDA:
-            config.append_provider("cuda")
-            config.set_provider_option("cuda", "device_id", str(options.device_id))
-        config.overlay(json.dumps(_session_overlay(options)))
-        model = og.Model(config)
+        model = opened or _model(directory, options)
         capabilities = og.Engine(model).get_capabilities()
     except Exception as error:
         raise InvalidBundleError(f"onnxruntime-genai refuses the model: {error}", field="model") from error
@@ -80,7 +81,29 @@ def open_genai(directory: Path, options: SessionOptions) -> GenaiModel:
         cache_bytes_per_token=_BYTES_OF_A_VALUE[options.device]
         * (2 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]),
         providers=(_PROVIDERS[options.device],),
+        adapters=_adapters(model, directory / adapter) if adapter else None,
     )
+
+
+def _model(directory: Path, options: SessionOptions) -> og.Model:
+    config = og.Config(str(directory))
+    config.clear_providers()
+    if options.device is Device.CUDA:
+        config.append_provider("cuda")
+        config.set_provider_option("cuda", "device_id", str(options.device_id))
+    config.overlay(json.dumps(_session_overlay(options)))
+    return og.Model(config)
+
+
+def _adapters(model: og.Model, path: Path) -> og.Adapters:
+    try:
+        adapters = og.Adapters(model)
+        adapters.load(str(path), ADAPTER)
+    except Exception as error:
+        raise InvalidBundleError(
+            f"onnxruntime-genai refuses the adapter {path.name!r}: {error}", field="adapter"
+        ) from error
+    return adapters
 
 
 def _settings(directory: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import onnxruntime_genai as og
 
-from modelfleet.inference.generation.genai import GenaiModel
+from modelfleet.inference.generation.genai import ADAPTER, GenaiModel
 from modelfleet.inference.generation.sequences import Finish, Progress, Sequence
 from modelfleet.runtime.errors import InvalidInputError, ModelfleetError, SessionFailureError
 
@@ -162,7 +162,7 @@ class EngineLane:
 
 class GeneratorLane:
     """
-    An `og.Generator` for one sequence: seeds and long prompts without paged attention, and log-probabilities.
+    An `og.Generator` for one sequence: seeds and long prompts without paged attention, log-probabilities, adapters.
 
     It takes prompts in pieces of `chunk` tokens, between which others are served.
     """
@@ -179,6 +179,8 @@ class GeneratorLane:
         self._ended = False
         self.reserved = sequence.cost
         self._generator = og.Generator(model.model, self._parameters(model, sequence))
+        if model.adapters:
+            self._generator.set_active_adapter(model.adapters, ADAPTER)
 
     @property
     def sequences(self) -> list[Sequence]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelfleet.bundle.manifest import Manifest
 from modelfleet.inference.batching import BatchLimits
@@ -41,10 +41,21 @@ class GenerationSettings:
 
 
 class GenerativeModel:
-    """The opened model; `start` begins to generate, `close` ends it. `limits` tells of its context's length."""
+    """
+    The opened model; `start` begins to generate, `close` ends it. `limits` tells of its context's length.
+
+    `opened` is the library's model of another version with the same graph, which is shared.
+    """
 
     def __init__(
-        self, name: str, manifest: Manifest, directory: Path, options: SessionOptions, settings: GenerationSettings
+        self,
+        name: str,
+        manifest: Manifest,
+        directory: Path,
+        options: SessionOptions,
+        settings: GenerationSettings,
+        *,
+        opened: Any = None,
     ) -> None:
         try:
             # A worker of the extra [inference] alone has not got the library, and serves everything else.
@@ -55,7 +66,7 @@ class GenerativeModel:
             ) from error
         self.name = name
         self.manifest = manifest
-        self.session = open_genai(directory, options)
+        self.session = open_genai(directory, options, adapter=manifest.adapter, opened=opened)
         if self.context > self.session.context:
             raise InvalidBundleError(
                 f"max_tokens is {self.context}; by genai_config.json the graph holds {self.session.context}. Lower it.",
