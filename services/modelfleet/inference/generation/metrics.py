@@ -56,9 +56,7 @@ class DecodingSeries:
         self.tokens_in = TOKENS.labels(model, "in")
         self.tokens_cached = TOKENS.labels(model, "cached")
         self.tokens_out = TOKENS.labels(model, "out")
-        STREAMS.labels(model, "active").set_function(active)
-        STREAMS.labels(model, "waiting").set_function(waiting)
-        CACHE_TOKENS.labels(model, "reserved").set_function(reserved)
+        self._watch(active, waiting, reserved)
         CACHE_TOKENS.labels(model, "limit").set(cache_tokens)
 
     def finished(self, reason: str) -> None:
@@ -67,5 +65,12 @@ class DecodingSeries:
 
     def forget(self) -> None:
         """Drop the series of a model version that is no longer here."""
+        # The library's gauges are cycles of references: they would keep what they watch until the garbage is collected.
+        self._watch(int, int, int)
         for metric in (FIRST_TOKEN_SECONDS, TOKEN_SECONDS, STREAMS, CACHE_TOKENS, TOKENS, FINISHED):
             metric.remove_by_labels({"model": self._model})
+
+    def _watch(self, active: Callable[[], int], waiting: Callable[[], int], reserved: Callable[[], int]) -> None:
+        STREAMS.labels(self._model, "active").set_function(active)
+        STREAMS.labels(self._model, "waiting").set_function(waiting)
+        CACHE_TOKENS.labels(self._model, "reserved").set_function(reserved)
