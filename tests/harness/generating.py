@@ -66,10 +66,11 @@ class Fleet:
         await self.client.wait_until_served(f"{name}@{pushed.model_version.model_version}", timeout_s=20)
         await self.client.wait_until_served(name, timeout_s=20)
 
-    async def say(self, model: str = "words", prompt: list[int] | None = None, **options: Any) -> Said:
-        if "messages" not in options:
+    async def say(self, model: str = "words", text: str = "", prompt: list[int] | None = None, **options: Any) -> Said:
+        """Return all of an answer: to a text, to messages, or to token ids."""
+        if not text and "messages" not in options:
             options["token_ids"] = prompt or [5, 6, 7]
-        return Said([chunk async for chunk in self.client.generate(model, **options)])
+        return Said([chunk async for chunk in self.client.generate(model, text, **options)])
 
 
 @asynccontextmanager

@@ -191,6 +191,8 @@ async def test_a_grammar_that_is_too_large_fails_alone(fleet: Fleet) -> None:
         ({"stop": [""]}, r"stop\[0\] has 0 characters", "stop"),
         ({"stop": ["x"] * 17}, "stop has 17 strings", "stop"),
         ({"prompt": [1] * CONTEXT}, "has 4096 tokens; the context of words@1 holds 4096", "prompt"),
+        ({"text": "a" * 70_000}, "prompt has 70000 bytes; the 4096 tokens of words@1's context hold", "prompt"),
+        ({"messages": [{"role": "user", "content": "a" * 70_000}]}, "messages has 70000 bytes", "messages"),
         ({"prompt": [300]}, "token id 300 is outside", "token_ids.ids"),
         ({"json_schema": "{"}, "guidance is no json schema", "guidance"),
         ({"regex": "["}, "guidance is no regex", "guidance"),

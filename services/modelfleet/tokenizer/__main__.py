@@ -52,7 +52,7 @@ class Settings(ServerSettings):
     max_tokenizer_bytes: int = Field(default=128 << 20, ge=1)
     """Largest `tokenizer.json`."""
     chat_timeout_s: float = Field(default=1, gt=0)
-    """Longest time that a model's chat template may take; one that took longer is refused from then on."""
+    """Longest time that a model's chat template may take; past it with one word, it is refused for a minute."""
 
 
 @asynccontextmanager
@@ -65,7 +65,7 @@ async def tokenizing(settings: Settings) -> AsyncIterator[Server]:
         manager = ManagerClient(channel, timeout_s=settings.manager_timeout_s, max_bytes=settings.max_tokenizer_bytes)
         store = TokenizerStore(manager.fetch, disk, settings.cached_tokenizers)
         prefetching = Prefetching(manager.needed, store.hold)
-        chats = Chats(store.content, settings.chat_timeout_s)
+        chats = Chats(store.content, settings.chat_timeout_s, settings.max_text_bytes)
         server = Server(settings, SERVICES)
         servicer = TokenizerServicer(
             *(store, threads, limits, chats),

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import math
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ _KEPT_TEMPLATES = 64
 _MOST_TEMPLATE_BYTES = 1 << 20
 _MOST_ANSWER_BYTES = 32 << 20
 _START_S = 10.0
+# A template that does not end is refused for so long before it may try again: the machine may have been at fault.
+_REFUSED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,8 @@ def parse_template(digest: str, content: bytes) -> ChatTemplate:
     return ChatTemplate(template, tokens)
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise InvalidInputError for no messages and for roles that are none."""
+def check_messages(messages: Sequence[Message], max_bytes: int) -> None:
+    """Raise InvalidInputError for no messages, for roles that are none, and for more text than `max_bytes`."""
     if not messages:
         raise InvalidInputError("messages is empty. Give at least one.", field="messages")
     for index, message in enumerate(messages):
@@ -74,20 +78,29 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise InvalidInputError(
                 f"messages[{index}].role is {message.role!r}. Use one of {', '.join(ROLES)}.", field="messages"
             )
+    size = sum(len(message.content.encode()) for message in messages)
+    if size > max_bytes:
+        raise InvalidInputError(
+            f"The messages have {size} bytes; together they may have {max_bytes}. Send fewer.", field="messages"
+        )
 
 
 class Chats:
     """
     Renders templates, which `fetch` returns by digest, in a process of their own; `timeout_s` bounds each rendering.
 
-    A template that was not done in time is refused from then on, so that it costs this once.
+    A template that is not done in time with a single word either is refused for a while, so that it costs no more.
     """
 
-    def __init__(self, fetch: Callable[[str], Awaitable[bytes]], timeout_s: float = 1.0) -> None:
+    def __init__(
+        self, fetch: Callable[[str], Awaitable[bytes]], timeout_s: float = 1.0, max_bytes: int = 4 << 20
+    ) -> None:
         self._fetch = fetch
         self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
         self._templates: OrderedDict[str, ChatTemplate] = OrderedDict()
-        self._endless: set[str] = set()
+        self._refused_until: dict[str, float] = {}
+        self._rendering: set[asyncio.Task[str]] = set()
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
 
@@ -99,7 +112,7 @@ class Chats:
 
         Raises InvalidInputError when the template refuses the messages, and InvalidBundleError when it fails.
         """
-        check_messages(messages)
+        check_messages(messages, self._max_bytes)
         template = await self._template(digest)
         values = {
             **template.special_tokens,
@@ -107,8 +120,28 @@ class Chats:
             "messages": [{"role": message.role, "content": message.content} for message in messages],
             "add_generation_prompt": open_answer,
         }
+        # A caller that leaves in the middle would leave its answer to the next. It is bounded, and awaited without it.
+        rendering = asyncio.create_task(self._rendered(digest, template, values))
+        self._rendering.add(rendering)
+        rendering.add_done_callback(self._ended)
+        return await asyncio.shield(rendering)
+
+    def _ended(self, rendering: asyncio.Task[str]) -> None:
+        self._rendering.discard(rendering)
+        if not rendering.cancelled():
+            rendering.exception()  # where the caller has left, nobody else asks for it
+
+    async def _rendered(self, digest: str, template: ChatTemplate, values: Mapping[str, Any]) -> str:
         async with self._turn:
-            answer = await self._ask(digest, {"template": template.source, "values": values})
+            self._check_not_refused(digest)  # it may have been found out while this one waited for its turn
+            try:
+                answer = await self._ask({"template": template.source, "values": values})
+            except TimeoutError:
+                await self._check_ends(digest, template, values)
+                raise InvalidInputError(
+                    f"The chat template takes longer than {self._timeout_s:g} s for these messages. Send fewer.",
+                    field="messages",
+                ) from None
         if "refused" in answer:
             raise InvalidInputError(
                 f"The model's chat template refuses these messages: {answer['refused']}", field="messages"
@@ -121,12 +154,14 @@ class Chats:
 
     async def close(self) -> None:
         """End the process."""
+        for rendering in self._rendering:
+            rendering.cancel()
+        await asyncio.gather(*self._rendering, return_exceptions=True)
         if self._process:
             await self._kill(self._process)
 
     async def _template(self, digest: str) -> ChatTemplate:
-        if digest in self._endless:
-            raise self._endless_error(digest)
+        self._check_not_refused(digest)
         if digest not in self._templates:
             self._templates[digest] = parse_template(digest, await self._fetch(digest))
             if len(self._templates) > _KEPT_TEMPLATES:
@@ -134,9 +169,25 @@ class Chats:
         self._templates.move_to_end(digest)
         return self._templates[digest]
 
-    async def _ask(self, digest: str, request: Mapping[str, Any]) -> dict[str, str]:
-        if digest in self._endless:  # found while this one waited for its turn
-            raise self._endless_error(digest)
+    def _check_not_refused(self, digest: str) -> None:
+        if time.monotonic() < self._refused_until.get(digest, -math.inf):
+            raise InvalidBundleError(
+                f"The model's chat template {digest} did not end within {self._timeout_s:g} s: it may loop for ever. "
+                "Correct it and push the model again.",
+            )
+
+    async def _check_ends(self, digest: str, template: ChatTemplate, values: Mapping[str, Any]) -> None:
+        """Refuse a template from now on that is not done in time with one word: what was sent was not to blame."""
+        word = {**values, "messages": [{"role": "user", "content": "Hello"}]}
+        try:
+            await self._ask({"template": template.source, "values": word})
+        except TimeoutError:
+            _log.warning("a chat template does not end", digest=digest, timeout_s=self._timeout_s)
+            self._refused_until[digest] = time.monotonic() + _REFUSED_S
+            self._check_not_refused(digest)
+
+    async def _ask(self, request: Mapping[str, Any]) -> dict[str, str]:
+        """Return the process's answer. Raises TimeoutError, which ends the process."""
         process = await self._started()
         assert process.stdin
         assert process.stdout
@@ -145,22 +196,17 @@ class Chats:
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 await process.stdin.drain()
                 line = await process.stdout.readline()
-        except TimeoutError:
-            _log.warning("a chat template was not done in time", digest=digest, timeout_s=self._timeout_s)
-            self._endless.add(digest)
-            await self._kill(process)
-            raise self._endless_error(digest) from None
         except ValueError:
             await self._kill(process)
             raise InvalidInputError(
                 f"The prompt of these messages has more than {_MOST_ANSWER_BYTES} bytes. Send fewer.", field="messages"
             ) from None
-        except BaseException:  # a caller that left in the middle would leave its answer to the next
+        except BaseException:  # its answer would be left to the next
             await self._kill(process)
             raise
         if not line:
             await self._kill(process)
-            raise InvalidBundleError(f"The model's chat template {digest} ended the process that renders it.")
+            raise InvalidBundleError("The model's chat template ended the process that renders it.")
         answer: dict[str, str] = json.loads(line)
         return answer
 
@@ -194,9 +240,3 @@ class Chats:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-
-    def _endless_error(self, digest: str) -> InvalidBundleError:
-        return InvalidBundleError(
-            f"The model's chat template {digest} did not end within {self._timeout_s:g} s: it may loop for ever. "
-            "Correct it and push the model again.",
-        )

@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -94,6 +95,40 @@ async def test_an_endless_template_costs_its_time_once(chats: Chats, templates: 
 
     with pytest.raises(InvalidBundleError, match="may loop for ever"):
         await chats.render(digest, HELLO, {}, open_answer=True)
+
+
+async def test_messages_that_take_too_long_are_refused_and_not_the_template(chats: Chats, templates: Templates) -> None:
+    digest = templates.add("{% for c in messages[0].content %}{% for d in range(9999) %}{% endfor %}{% endfor %}ok")
+
+    with pytest.raises(InvalidInputError, match=r"takes longer than 0.3 s for these messages. Send fewer"):
+        await chats.render(digest, [Message("user", "a" * 100_000)], {}, open_answer=True)
+
+    assert await chats.render(digest, HELLO, {}, open_answer=True) == "ok"
+
+
+async def test_messages_that_are_too_large_are_refused(templates: Templates) -> None:
+    chats = Chats(templates.fetch, max_bytes=10)
+
+    with pytest.raises(InvalidInputError, match="The messages have 12 bytes; together they may have 10"):
+        await chats.render(templates.add(CHATML), [*HELLO, Message("assistant", "你好!")], {}, open_answer=True)
+
+
+async def test_a_caller_that_leaves_takes_no_answer_of_another(chats: Chats, templates: Templates) -> None:
+    digest = templates.add("{% for i in range(99999) %}{% endfor %}{{ messages[0].content }}")
+    renders = [
+        asyncio.create_task(chats.render(digest, [Message("user", str(number))], {}, open_answer=True))
+        for number in range(6)
+    ]
+    await asyncio.sleep(0)
+    process = None
+    while process is None:  # noqa: ASYNC110  until the first of them is being rendered
+        await asyncio.sleep(0.001)
+        process = chats._process  # noqa: SLF001  whether it lives on
+    for leaving in renders[::2]:
+        leaving.cancel()
+
+    assert await asyncio.gather(*renders[1::2]) == ["1", "3", "5"]
+    assert chats._process is process  # noqa: SLF001
 
 
 @pytest.mark.parametrize(

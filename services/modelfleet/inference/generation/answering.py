@@ -31,6 +31,8 @@ from modelfleet.inference.tokens import Tokens
 from modelfleet.runtime.errors import InvalidInputError, WrongTaskError
 
 _DEFAULT_MAX_TOKENS = 1024
+# A text with more of them for each token of the context fits in no tokenizer's way of writing.
+_MOST_BYTES_OF_A_TOKEN = 16
 # What a prompt ends with decides how the first token's text begins.
 _CONTEXT_TOKENS = 4
 
@@ -147,6 +149,7 @@ class Answering:
                 )
             options.check(vocabulary_size=model.manifest.vocabulary_size, max_streams=model.max_streams)
             bundle = self._pipeline.bundle(version)
+            _check_size(prompt, model)
             ids = await self._prompt_ids(bundle, prompt, deadline)
             max_tokens = _room(model, ids, options)
             arrivals: Arrivals = asyncio.Queue()
@@ -242,6 +245,19 @@ def _stream(
     )
     stream = _Stream(index, sequence, TextStream(StopStrings(options.stop), prompt[-_CONTEXT_TOKENS:].tolist()))
     return stream
+
+
+def _check_size(prompt: Prompt, model: GenerativeModel) -> None:
+    """Raise InvalidInputError for a text that cannot fit, before the tokenizer service reads all of it."""
+    most = _MOST_BYTES_OF_A_TOKEN * model.context
+    for name, texts in (("prompt", [prompt.text]), ("messages", [turn.content for turn in prompt.turns])):
+        size = sum(len(text.encode()) for text in texts)
+        if size > most:
+            raise InvalidInputError(
+                f"{name} has {size} bytes; the {model.context} tokens of {model.name}'s context hold at most {most}. "
+                "Shorten it.",
+                field=name,
+            )
 
 
 def _room(model: GenerativeModel, prompt: NDArray[np.int32], options: Options) -> int:
