@@ -121,7 +121,7 @@ async def test_a_caller_that_leaves_takes_no_answer_of_another(chats: Chats, tem
     ]
     await asyncio.sleep(0)
     process = None
-    while process is None:  # noqa: ASYNC110  until the first of them is being rendered
+    while process is None:  # until the first of them is being rendered
         await asyncio.sleep(0.001)
         process = chats._process  # noqa: SLF001  whether it lives on
     for leaving in renders[::2]:
