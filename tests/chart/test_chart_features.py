@@ -72,6 +72,30 @@ def test_each_component_and_job_replaces_a_part_of_scheduling(component: str) ->
     assert component in own[0]
 
 
+def test_labels_of_the_user_win_but_for_those_that_selectors_use() -> None:
+    mine = {"app.kubernetes.io/part-of": "search", "app.kubernetes.io/name": "mine", "team": "search"}
+    rendered = render({"commonLabels": mine, "tokenizer": {"podLabels": {"team": "text", **dict([*mine.items()][:2])}}})
+    deployment = rendered.one("Deployment", "tokenizer")
+    of_pods = deployment["spec"]["template"]["metadata"]["labels"]
+
+    assert deployment["metadata"]["labels"]["app.kubernetes.io/part-of"] == "search"
+    assert deployment["metadata"]["labels"]["app.kubernetes.io/name"] == "modelfleet"
+    assert (of_pods["team"], of_pods["app.kubernetes.io/name"]) == ("text", "modelfleet")
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= of_pods.items()
+
+
+@pytest.mark.parametrize("component", ["tokenizer", "manager"])
+def test_a_variable_of_the_user_replaces_the_charts(component: str) -> None:
+    """Server-side apply, which is Helm 4's way, refuses a name that stands twice."""
+    own = [{"name": "MODELFLEET_DRAIN_DELAY_S", "value": "9"}, {"name": "OTHER", "value": "1"}]
+    container = render({component: {"extraEnv": own}}).container(component)
+
+    names = [variable["name"] for variable in container["env"]]
+    assert len(names) == len(set(names))
+    assert {"name": "MODELFLEET_DRAIN_DELAY_S", "value": "9"} in container["env"]
+    assert "MODELFLEET_LOG_LEVEL" in names
+
+
 @pytest.mark.parametrize(
     ("image", "expected"),
     [

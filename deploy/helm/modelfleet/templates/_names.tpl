@@ -27,23 +27,21 @@ modelfleet.dev/pool: {{ . }}
 {{ join "," $parts }}
 {{- end -}}
 
+{{/*
+Labels of an object: the chart's, those of the user, and those of selectors, each over the ones before. Takes root,
+component, pool, own (further labels).
+*/}}
 {{- define "modelfleet.labels" -}}
-{{ include "modelfleet.selectorLabels" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-app.kubernetes.io/part-of: modelfleet
-helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- $chart := dict "app.kubernetes.io/version" .root.Chart.AppVersion "app.kubernetes.io/managed-by" .root.Release.Service -}}
+{{- $_ := set $chart "app.kubernetes.io/part-of" "modelfleet" -}}
+{{- $_ := set $chart "helm.sh/chart" (printf "%s-%s" .root.Chart.Name (.root.Chart.Version | replace "+" "_")) -}}
+{{- merge (include "modelfleet.podLabels" . | fromYaml) $chart | toYaml -}}
 {{- end -}}
 
 {{/* Labels of pods: without the chart's version, so that an upgrade restarts only pods that change. */}}
 {{- define "modelfleet.podLabels" -}}
-{{ include "modelfleet.selectorLabels" . }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- $selector := include "modelfleet.selectorLabels" . | fromYaml -}}
+{{- merge $selector (default dict .own) .root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
 {{/* Takes root, component. */}}

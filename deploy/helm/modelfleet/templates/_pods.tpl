@@ -33,11 +33,21 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* Environment of a container: what the chart sets, then what the user sets. Takes env (a YAML list), own. */}}
+{{/*
+Environment of a container: what the user sets, in place of what the chart would. A name may not stand twice: server-side
+apply refuses that. Takes env (a YAML list), own, secret.
+*/}}
 {{- define "modelfleet.environment" -}}
+{{- $own := default list .own.extraEnv -}}
+{{- $names := list -}}
+{{- range $own }}{{ $names = append $names .name }}{{ end -}}
 env:
-  {{- .env | trim | nindent 2 }}
-  {{- with .own.extraEnv }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- range .env | fromYamlArray }}
+{{- if not (has .name $names) }}
+  - {{ toYaml . | nindent 4 | trim }}
+{{- end }}
+{{- end }}
+{{- with $own }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- $sources := default list .own.extraEnvFrom }}
 {{- with .secret }}{{ $sources = append $sources (dict "secretRef" (dict "name" .)) }}{{ end }}
 {{- with $sources }}
