@@ -223,6 +223,17 @@ def test_a_finished_batch_stays_since_an_upgrade_would_begin_a_missing_one_again
     assert spec(ttlSecondsAfterFinished=60)["ttlSecondsAfterFinished"] == 60
 
 
+def test_long_times_stay_whole_numbers() -> None:
+    month = 30 * 24 * 3600
+    batch = {"enabled": True, "model": "m", "input": "s3://a/*", "output": "s3://b", "ttlSecondsAfterFinished": month}
+    models = {"initial": [{"name": "m", "source": "hf://a/b"}], "timeoutSeconds": month}
+    rendered = render({"batch": batch, "models": models, "test": {"timeoutSeconds": month}})
+
+    for name, job in rendered.of("Job").items():
+        seconds = job["spec"]["ttlSecondsAfterFinished" if "batch" in name else "activeDeadlineSeconds"]
+        assert (seconds, type(seconds)) == (month, int), name
+
+
 @pytest.mark.parametrize("component", ["models", "batch"])
 def test_a_job_takes_the_identity_that_reads_its_bucket(component: str) -> None:
     values = {
@@ -282,14 +293,25 @@ def test_a_batch_is_told_what_its_command_knows() -> None:
                     assert not argument.startswith("--") or argument.partition("=")[0] in shown, (name, argument)
 
 
-def test_another_batch_is_another_job() -> None:
-    def name(**batch: object) -> str:
-        values = {"enabled": True, "model": "m", "input": "s3://a/*", "output": "s3://b", **batch}
-        return next(name for name in render({"batch": values}).of("Job") if "batch" in name)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch": {"shards": 5}},
+        {"batch": {"image": {"tag": "2"}}},
+        {"image": {"pullSecrets": [{"name": "registry"}]}},
+        {"security": {"pod": {"fsGroup": 5}}},
+        {"commonLabels": {"team": "search"}},
+        {"scheduling": {"nodeSelector": {"disk": "fast"}}},
+    ],
+    ids=str,
+)
+def test_whatever_changes_a_batch_makes_another_job_since_none_can_be_changed(change: dict) -> None:
+    def name(changes: dict) -> str:
+        batch = {"enabled": True, "model": "m", "input": "s3://a/*", "output": "s3://b", **changes.get("batch", {})}
+        return next(name for name in render({**changes, "batch": batch}).of("Job") if "batch" in name)
 
-    assert name() == name()
-    assert name() != name(shards=5)
-    assert name() != name(image={"tag": "2"})
+    assert name({}) == name({"tokenizer": {"replicas": 5}})
+    assert name({}) != name(change)
 
 
 def test_the_test_checks_the_devices_and_drains_a_tokenizer() -> None:
