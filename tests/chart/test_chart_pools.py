@@ -164,7 +164,7 @@ def test_workers_on_one_node_never_share_a_cache() -> None:
 def test_replicas_are_left_to_whoever_scales() -> None:
     assert pool({"replicas": 3})["replicas"] == 3
     assert pool({"replicas": 0})["replicas"] == 0
-    assert "replicas" not in pool({"replicas": None})
+    assert "replicas" not in pool({"manageReplicas": False})
     assert "replicas" not in pool({"autoscaling": {"enabled": True}})
 
 

@@ -96,6 +96,7 @@ def test_a_release_whose_name_is_too_long_is_refused() -> None:
         with_pool(device="gpu"),
         with_pool(gpu={"count": "one"}),
         with_pool(replicas=-1),
+        with_pool(replicas=None),  # of which Helm's versions make different things
         with_pool(tolerations={}),
         with_pool(autoscaling={"kind": "vpa"}),
     ],

@@ -83,7 +83,7 @@
 {{- fail (printf "%s keeps its cache on the node, but its cache.hostPath is %q. Set it to an absolute path." $where .cache.hostPath) -}}
 {{- end -}}
 {{- $surge := ne (toString .rollout.maxSurge) "0" -}}
-{{- if and (eq .cache.kind "persistentVolumeClaim") (or $surge .autoscaling.enabled (kindIs "invalid" .replicas) (gt (int .replicas) 1)) -}}
+{{- if and (eq .cache.kind "persistentVolumeClaim") (or $surge .autoscaling.enabled (not .manageReplicas) (gt (int .replicas) 1)) -}}
 {{- fail (printf "%s has several workers, if only in a rollout, and one claim as cache, which they cannot share. Set its cache.kind to ephemeral or emptyDir, or replicas to 1 and rollout.maxSurge to 0." $where) -}}
 {{- end -}}
 {{- if and (eq .cache.kind "hostPath") $surge (eq (toString .rollout.maxUnavailable) "0") -}}
