@@ -10,7 +10,7 @@ ARGS ?=
 PROTO_BASE = $(shell git diff --quiet main HEAD 2>/dev/null && git rev-parse HEAD~1 || git rev-parse main)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test postgres test-fast lint proto proto-check chart chart-check images bench bench-generate soak soak-restart soak-rollouts soak-outage memory format clean
+.PHONY: help demo up test postgres test-export test-fast lint proto proto-check chart chart-check images bench bench-generate soak soak-restart soak-rollouts soak-outage memory format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,11 @@ postgres:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
 	  { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql; } || \
 	  echo "Tests on PostgreSQL will be skipped: install it with 'apt-get install postgresql'."
+
+# torch takes a gigabyte, which `make test` does without.
+test-export: $(STAMP) ## The tests of exports and training, with torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[export]'
+	$(BIN)/pytest -m export $(ARGS)
 
 test-fast: $(STAMP) ## The tests that take seconds
 	$(BIN)/pytest -m 'not slow' $(ARGS)

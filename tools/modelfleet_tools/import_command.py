@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from modelfleet.bundle.manifest import Task
 
+from modelfleet_tools.export.commands import print_report
+from modelfleet_tools.export.decoders import DecoderDevice
 from modelfleet_tools.export.widths import Width
 from modelfleet_tools.extras import needs_extra
 from modelfleet_tools.importing import fetch, keep_graph
@@ -22,6 +24,7 @@ def import_model(
     ] = None,
     task: Annotated[Task | None, typer.Option(help="For an export: what the model answers.")] = None,
     precision: Annotated[Width, typer.Option(help="For an export: what numbers the graph computes with.")] = Width.FP32,
+    device: Annotated[DecoderDevice, typer.Option(help="For an export: what a model that writes text is for.")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -37,10 +40,15 @@ def import_model(
         keep_graph(found, out, overwrite=overwrite)
     else:
         with needs_extra("export"):
-            from modelfleet_tools.export.exporting import Compression, Origin, export  # noqa: PLC0415  imports torch
+            from modelfleet_tools.export.compression import Compression  # noqa: PLC0415  imports what [export] has
+            from modelfleet_tools.export.exporting import export  # noqa: PLC0415
+            from modelfleet_tools.export.origin import Origin  # noqa: PLC0415
 
             origin = Origin(folder=str(found.folder), task=task.value if task else None)
-            export(origin, out, Compression(precision), overwrite=overwrite, tell=tell)
+            compression = Compression(precision, device=device)
+            report = export(origin, out, compression, overwrite=overwrite, tell=tell)
+            if not as_json:
+                print_report(report)
     if as_json:
         print_json({"source": source, "revision": found.revision, "graph": found.graph, "folder": str(out)})
         return

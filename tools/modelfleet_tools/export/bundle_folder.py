@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from modelfleet.bundle.bundle import GOLDEN_FILE
 from modelfleet.bundle.directory import open_directory
 from modelfleet.bundle.golden import GoldenExample, write_golden
 from modelfleet.bundle.manifest import MANIFEST_FILE, Manifest
-from modelfleet.runtime.errors import InvalidBundleError, StateConflictError
+from modelfleet.runtime.errors import StateConflictError
 
 from modelfleet_tools.export.source import Inputs, Source
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from modelfleet_tools.export.graph import Graph  # imports ONNX Runtime, which commands do without
 
 GRAPH_FILE = "model.onnx"
-RECORD_FILE = "export.json"
 _GOLDEN = 4
+# What says who made a model, and what may be done with it.
+_NOTICES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
 
 
 @contextmanager
@@ -46,7 +47,13 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
                 out.replace(Path(temporary) / "old")
             fresh.replace(out)
     except OSError as error:
-        raise StateConflictError(f"{out} cannot be written: {error.strerror}.") from error
+        what = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+        raise StateConflictError(f"{out} cannot be written: {what}.") from error
+
+
+def notices(folder: Path) -> list[Path]:
+    """Return the model card and the licences of a folder."""
+    return [path for pattern in _NOTICES for path in sorted(folder.glob(pattern)) if path.is_file()]
 
 
 def write_files(source: Source, folder: Path) -> None:
@@ -66,26 +73,6 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / MANIFEST_FILE).write_text(
         yaml.safe_dump(json.loads(manifest.to_json()), sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
-
-
-def write_record(folder: Path, record: Mapping[str, object]) -> None:
-    """Write how the bundle was made."""
-    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
-
-
-def read_record(folder: Path) -> Mapping[str, object]:
-    """Return what `write_record` wrote. Raises InvalidBundleError when the folder was not made by an export."""
-    try:
-        record = json.loads((folder / RECORD_FILE).read_bytes())
-    except (OSError, ValueError) as error:
-        raise InvalidBundleError(
-            f"{folder} has no readable {RECORD_FILE}: it was not made by `modelfleet export`. Name its source: "
-            "--source DIR, or --module.",
-            field="path",
-        ) from error
-    if not isinstance(record, dict):
-        raise InvalidBundleError(f"{folder / RECORD_FILE} is no JSON object. Export the model again.", field="path")
-    return record
 
 
 def write_examples(graph: Graph, rows: Sequence[tuple[str, Inputs]], folder: Path) -> None:

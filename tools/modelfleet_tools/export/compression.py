@@ -3,22 +3,67 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 from modelfleet.runtime.errors import InvalidBundleError
 
+from modelfleet_tools.export.decoders import DecoderDevice
 from modelfleet_tools.export.graph import Graph
 from modelfleet_tools.export.quiet import quiet
+from modelfleet_tools.export.report import Step
 from modelfleet_tools.export.source import Source
-from modelfleet_tools.export.widths import Width
+from modelfleet_tools.export.widths import MAX_DRIFT, Width
 
 if TYPE_CHECKING:
     import torch
 
 _INT4_BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """
+    What makes a graph smaller or faster. Without a `max_drift`, that of the precision holds, and none if pruned.
+
+    `device` is what a decoder is built for; other graphs run on any.
+    """
+
+    precision: Width = Width.FP32
+    optimize: bool = False
+    prune: float = 0.0
+    max_drift: float | None = None
+    device: DecoderDevice = "cpu"
+
+    def limit(self, usual: Mapping[Width, float] = MAX_DRIFT) -> float:
+        """Return the largest drift that passes."""
+        if self.max_drift is not None:
+            return self.max_drift
+        return math.inf if self.prune else usual[self.precision]
+
+    def check(self, step: Step, usual: Mapping[Width, float] = MAX_DRIFT) -> None:
+        """Raise InvalidBundleError when answers drift further."""
+        limit = self.limit(usual)
+        if step.drift is not None and not step.drift <= limit:
+            raise InvalidBundleError(
+                f"Answers of the {step.name} graph drift by {step.drift:.3g} from the source's; {limit:g} is allowed. "
+                "Choose a wider --precision, prune less, or allow more with --max-drift.",
+                field="model",
+            )
+
+    def check_again(self, folder: Path, drift: float, usual: Mapping[Width, float] = MAX_DRIFT) -> None:
+        """Raise InvalidBundleError when a bundle drifts further from a source that was pruned as it was."""
+        limit = replace(self, prune=0.0).limit(usual)
+        if not drift <= limit:
+            raise InvalidBundleError(
+                f"Answers of {folder} are off those of its source by {drift:.3g}; {limit:g} is allowed. Export it "
+                "again.",
+                field="model",
+            )
 
 
 def narrow(graph: Path, width: Width) -> None:

@@ -40,6 +40,12 @@ def answers(manifest: Manifest, inputs: Inputs, output: Array) -> Floats:
         floats = floats[..., 1:2] - floats[..., 0:1]
     if manifest.task is Task.RERANK or manifest.activation is Activation.SIGMOID:
         return 0.5 * (1 + np.tanh(0.5 * floats))
+    return softmax(floats)
+
+
+def softmax(logits: NDArray[np.floating]) -> Floats:
+    """Return probabilities along the last axis."""
+    floats = logits.astype(np.float64)
     exponentials = np.exp(floats - floats.max(axis=-1, keepdims=True))
     probabilities: Floats = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return probabilities

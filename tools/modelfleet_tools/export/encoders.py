@@ -15,7 +15,8 @@ from modelfleet.bundle.infer import TOKENIZER_FILE, infer_manifest
 from modelfleet.bundle.manifest import MANIFEST_FILE, Manifest, Task
 from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError
 
-from modelfleet_tools.export.quiet import quiet
+from modelfleet_tools.export.bundle_folder import notices
+from modelfleet_tools.export.quiet import first_line, quiet
 from modelfleet_tools.export.source import BATCH, MAX_BATCH, Axis, Source
 from modelfleet_tools.export.text_rows import DEFAULT_TEXTS, TextRows
 
@@ -41,8 +42,7 @@ _CLASSES: Mapping[Task, tuple[str, str]] = MappingProxyType(
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # A pooler is beside what is exported, and positions are counted, not trained.
 _UNUSED_WEIGHTS = re.compile(r"(^|\.)pooler\.|position_ids$|token_type_ids$")
-_KEPT_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "README.md")
-_NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*")
+_KEPT_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def open_encoder(
@@ -58,7 +58,7 @@ def open_encoder(
     given = _given(folder) | {"model": "model.onnx"}
     given |= {"task": task} if task else {}
     given |= {"labels": list(labels)} if labels else {}
-    name = license_name or given.get("license") or _license_of_card(folder)
+    name = license_name or given.get("license") or license_of_card(folder)
     given |= {"license": name} if name else {}
     kind, asked = str(config.get("model_type")), given.get("task")
     if kind not in FAMILIES or asked in (Task.TENSOR, Task.GENERATE):
@@ -85,6 +85,17 @@ def open_encoder(
         manifest=manifest.model_dump(mode="json", exclude_defaults=True),
         files=files,
     )
+
+
+def license_of_card(folder: Path) -> str | None:
+    """Return what the head of a model card says, `license: apache-2.0`."""
+    try:
+        card = (folder / "README.md").read_text(errors="replace")
+    except OSError:
+        return None
+    head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    found = head and re.search(r"^license:[ \t]*(\S+)", head[1], re.MULTILINE)
+    return found[1] if found else None
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
@@ -150,7 +161,7 @@ def _module(folder: Path, manifest: Manifest) -> tuple[torch.nn.Module, tuple[st
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise InvalidBundleError(
-                f"transformers cannot load {folder} as {class_name}: {_first_line(error)}", field="path"
+                f"transformers cannot load {folder} as {class_name}: {first_line(error)}", field="path"
             ) from error
     missing = sorted(key for key in loading["missing_keys"] if not _UNUSED_WEIGHTS.search(key))
     if missing:
@@ -186,7 +197,7 @@ def _check_labels(outputs: int, manifest: Manifest) -> None:
 
 def _files(folder: Path) -> dict[str, bytes | Path]:
     files: dict[str, bytes | Path] = {name: folder / name for name in _KEPT_FILES if (folder / name).is_file()}
-    files |= {path.name: path for pattern in _NOTICES for path in sorted(folder.glob(pattern)) if path.is_file()}
+    files |= {path.name: path for path in notices(folder)}
     tokenizer = folder / TOKENIZER_FILE
     files[TOKENIZER_FILE] = tokenizer if tokenizer.is_file() else _converted_tokenizer(folder)
     return files
@@ -201,7 +212,7 @@ def _converted_tokenizer(folder: Path) -> bytes:
             content: str = tokenizer.backend_tokenizer.to_str()
         except Exception as error:  # transformers raises nearly anything for a tokenizer that is not there
             raise InvalidBundleError(
-                f"{folder} has no tokenizer.json, and transformers can make none: {_first_line(error)}. Add it.",
+                f"{folder} has no tokenizer.json, and transformers can make none: {first_line(error)}. Add it.",
                 field="tokenizer",
             ) from error
     return content.encode()
@@ -209,18 +220,3 @@ def _converted_tokenizer(folder: Path) -> bytes:
 
 def _content(file: bytes | Path) -> bytes:
     return file if isinstance(file, bytes) else file.read_bytes()
-
-
-def _license_of_card(folder: Path) -> str | None:
-    """Return what the head of a model card says, `license: apache-2.0`."""
-    try:
-        card = (folder / "README.md").read_text(errors="replace")
-    except OSError:
-        return None
-    head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
-    found = head and re.search(r"^license:[ \t]*(\S+)", head[1], re.MULTILINE)
-    return found[1] if found else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

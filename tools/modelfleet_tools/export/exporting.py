@@ -2,97 +2,39 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from modelfleet.bundle.directory import open_directory
 from modelfleet.bundle.golden import Array
 from modelfleet.bundle.infer import TOKENIZER_FILE
 from modelfleet.bundle.manifest import Manifest, Task
 from modelfleet.runtime.errors import InvalidBundleError
 
-from modelfleet_tools.export import parity
-from modelfleet_tools.export.bundle_folder import (
-    GRAPH_FILE,
-    new_folder,
-    read_record,
-    write_examples,
-    write_files,
-    write_record,
-)
-from modelfleet_tools.export.compression import copied, narrow, optimize, prune
+from modelfleet_tools.export import decoder_exporting, parity
+from modelfleet_tools.export.bundle_folder import GRAPH_FILE, new_folder, write_examples, write_files
+from modelfleet_tools.export.compression import Compression, copied, narrow, optimize, prune
 from modelfleet_tools.export.drift import drift
-from modelfleet_tools.export.encoders import open_encoder
 from modelfleet_tools.export.graph import Exported, Graph, write_graph
-from modelfleet_tools.export.modules import open_module
+from modelfleet_tools.export.origin import Origin
 from modelfleet_tools.export.parity import Parity, Progress
 from modelfleet_tools.export.quality import Labelled, check_labels
-from modelfleet_tools.export.report import Form, Step, measure
+from modelfleet_tools.export.record import RECORD_FILE, compression_of, read_record, write_record
+from modelfleet_tools.export.report import Form, Report, measure
 from modelfleet_tools.export.source import Inputs, Source
 from modelfleet_tools.export.text_rows import TextRows
-from modelfleet_tools.export.widths import MAX_DRIFT, Width
+from modelfleet_tools.export.widths import Width
 from modelfleet_tools.labelled_texts import LabelledTexts
 
 _ROWS = 16
-_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a source is found again: a Hugging Face folder, or a factory; and what was said of it."""
-
-    folder: str | None = None
-    module: str | None = None
-    task: str | None = None
-    labels: tuple[str, ...] = ()
-    license: str | None = None
-
-    def open(self) -> Source:
-        """Read the source. Raises InvalidBundleError, InvalidInputError."""
-        if self.module:
-            return open_module(self.module, license_name=self.license)
-        task = Task(self.task) if self.task else None
-        return open_encoder(Path(self.folder or ""), task=task, labels=self.labels, license_name=self.license)
-
-
-@dataclass(frozen=True, slots=True)
-class Compression:
-    """What makes a graph smaller or faster. Without a `max_drift`, that of the precision holds, and none if pruned."""
-
-    precision: Width = Width.FP32
-    optimize: bool = False
-    prune: float = 0.0
-    max_drift: float | None = None
-
-    @property
-    def limit(self) -> float:
-        """The largest drift that passes."""
-        if self.max_drift is not None:
-            return self.max_drift
-        return math.inf if self.prune else MAX_DRIFT[self.precision]
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What was made, and what each step of it costs and gives."""
-
-    folder: str
-    task: str
-    license: str | None
-    exported: Exported
-    parity: Parity
-    pruned: str | None
-    steps: tuple[Step, ...]
+_AS_IT_IS = Compression()
 
 
 def export(
     origin: Origin,
     out: Path,
-    compression: Compression = Compression(),
+    compression: Compression = _AS_IT_IS,
     *,
     data: LabelledTexts | None = None,
     overwrite: bool = False,
@@ -104,6 +46,8 @@ def export(
     Raises StateConflictError when `out` exists, InvalidBundleError when the source cannot be exported, when its graph
     differs from it, or when an answer drifts past the limit; nothing is left at `out` then.
     """
+    if origin.is_decoder:
+        return decoder_exporting.export(origin, out, compression, data=data, overwrite=overwrite, tell=tell)
     with new_folder(out, overwrite=overwrite) as folder:
         tell("Reading the source …")
         source = origin.open()
@@ -130,10 +74,10 @@ def export(
             forms.append(_form(compression.precision.value, path))
         tell("Measuring …")
         steps = measure(forms, manifest, [source.inputs], labelled)
-        _check_drift(steps[-1], compression)
+        compression.check(steps[-1])
         write_examples(Graph(path), _singles(source), folder)
         report = Report(str(out), manifest.task.value, manifest.license, exported, found, pruned, tuple(steps))
-        write_record(folder, _record(origin, compression, report))
+        write_record(folder, origin, compression, compression.limit(), report)
     return report
 
 
@@ -145,24 +89,21 @@ def verify(folder: Path, origin: Origin | None = None, *, progress: Progress | N
     in another order; of others the drift of answers is limited as it was when they were exported. Raises
     InvalidBundleError when the graph is past that.
     """
-    record: Mapping[str, Any] = {} if origin else read_record(folder)
-    source = (origin or _origin(record)).open()
-    settings: Mapping[str, Any] = record.get("compression", {})
-    if settings.get("prune"):
-        prune(source, settings["prune"])
-    graph = Graph(folder / GRAPH_FILE)
+    # Where it was made here, its record says how, also when its source is named.
+    record = {} if origin and not (folder / RECORD_FILE).exists() else read_record(folder)
+    origin = origin or Origin.of_record(record)
+    compression = compression_of(record)
+    if origin.is_decoder:
+        return decoder_exporting.verify(folder, origin, compression)
+    source = origin.open()
+    if compression.prune:
+        prune(source, compression.prune)
+    graph = Graph(folder / open_directory(folder)[0].manifest.model)
     found = parity.compare(graph, source, every=True, progress=progress)
     far = max(0.0, drift(source.checked_manifest(), source.inputs, source.run(source.inputs), graph.run(source.inputs)))
-    width = Width(settings.get("precision", Width.FP32))
-    if width is Width.FP32:
+    if compression.precision is Width.FP32:
         parity.check(found)
-    limit = settings.get("max_drift")
-    limit = MAX_DRIFT[width] if limit is None else limit
-    if far > limit:
-        raise InvalidBundleError(
-            f"Answers of {folder} are off those of its source by {far:.3g}; {limit:g} is allowed. Export it again.",
-            field="model",
-        )
+    compression.check_again(folder, far)
     return found, far
 
 
@@ -225,31 +166,3 @@ def _labelled(source: Source, manifest: Manifest, data: LabelledTexts) -> Labell
 def _form(name: str, path: Path) -> Form:
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
     return Form(name, Graph(path).run, size)
-
-
-def _check_drift(step: Step, compression: Compression) -> None:
-    if not step.drift <= compression.limit:
-        raise InvalidBundleError(
-            f"Answers of the {step.name} graph drift by {step.drift:.3g} from the source's; {compression.limit:g} is "
-            "allowed. Choose a wider --precision, prune less, or allow more with --max-drift.",
-            field="model",
-        )
-
-
-def _record(origin: Origin, compression: Compression, report: Report) -> dict[str, object]:
-    if origin.folder:
-        origin = Origin(**{**asdict(origin), "folder": str(Path(origin.folder).resolve())})
-    limit = None if math.isinf(compression.limit) else compression.limit
-    return {
-        "source": asdict(origin),
-        "compression": {**asdict(compression), "max_drift": limit},
-        "versions": {name: version(name) for name in _PACKAGES},
-        "report": {key: value for key, value in asdict(report).items() if key != "folder"},
-    }
-
-
-def _origin(record: Mapping[str, Any]) -> Origin:
-    source = record.get("source")
-    if not isinstance(source, dict):
-        raise InvalidBundleError("The record of the export names no source. Name it: --source DIR, or --module.")
-    return Origin(**{**source, "labels": tuple(source.get("labels", ()))})

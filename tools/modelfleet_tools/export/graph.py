@@ -13,7 +13,7 @@ import onnxruntime as ort
 from modelfleet.bundle.golden import Array
 from modelfleet.runtime.errors import InvalidBundleError, ModelfleetError
 
-from modelfleet_tools.export.quiet import quiet
+from modelfleet_tools.export.quiet import first_line, quiet
 from modelfleet_tools.export.source import Inputs, Source
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def write_graph(source: Source, path: Path, check: Callable[[Graph], object]) ->
         except ModelfleetError as error:
             failures.append(f"{name}: {error.message}")
         except Exception as error:  # noqa: BLE001  exporters raise nearly anything
-            failures.append(f"{name}: {_first_line(error)}")
+            failures.append(f"{name}: {first_line(error)}")
         else:
             opsets = {entry.domain: entry.version for entry in onnx.load(path, load_external_data=False).opset_import}
             return Exported(name, opsets[""], failures[0] if failures else None)
@@ -82,7 +82,7 @@ class Graph:
         except Exception as error:
             shapes = {name: list(inputs[name].shape) for name in self.inputs}
             raise InvalidBundleError(
-                f"The graph fails on the shapes {shapes}: {_first_line(error)}", field="model"
+                f"The graph fails on the shapes {shapes}: {first_line(error)}", field="model"
             ) from error
         return dict(zip(self.outputs, arrays, strict=True))
 
@@ -152,7 +152,7 @@ def _positional(source: Source) -> torch.nn.Module:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    said = _first_line(error)
+    said = first_line(error)
     missing = _MISSING_OPERATOR.search(said)
     if missing is None:
         return f"ONNX Runtime refuses {path.name}: {said}"
@@ -161,7 +161,3 @@ def _refusal(path: Path, error: Exception) -> str:
         f"ONNX Runtime {ort.__version__} lacks the operator {operator} of {path.name}: {said} Write the module with "
         "operators that it has, or export for another opset."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,8 @@
-"""torch and transformers warn of their own internals at every export; users cannot act on that."""
+"""
+torch, transformers and ONNX Runtime say more than users can act on.
+
+Of warnings about their own internals, which come with every export, nothing is let through, and of errors one line.
+"""
 
 import logging
 import os
@@ -21,3 +25,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or what kind it is."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,6 +8,8 @@ from modelfleet.bundle.golden import Array
 from modelfleet.bundle.manifest import Manifest
 
 from modelfleet_tools.export.drift import drift
+from modelfleet_tools.export.graph import Exported
+from modelfleet_tools.export.parity import Parity
 from modelfleet_tools.export.quality import Labelled, Quality, quality
 from modelfleet_tools.export.source import Inputs
 from modelfleet_tools.output import print_table
@@ -21,16 +23,30 @@ class Step:
     """
     One form of the model.
 
-    `size` is in bytes, `rows_per_s` the best of a few turns on this machine, `drift` the largest change of an answer
-    against the source. `accuracy` and `f1` (macro) are None without labelled data.
+    `size` is in bytes, `per_s` the best of a few turns on this machine, of rows, or for `generate` of tokens that one
+    stream writes; `drift` says how far answers are from the source's. Both are None for what does not run here.
+    `accuracy` and `f1` (macro) are None without labelled data.
     """
 
     name: str
     size: int
-    rows_per_s: float
-    drift: float
-    accuracy: float | None
-    f1: float | None
+    per_s: float | None
+    drift: float | None
+    accuracy: float | None = None
+    f1: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was made, and what each step of it costs and gives. `parity` is None for what could not be run here."""
+
+    folder: str
+    task: str
+    license: str | None
+    exported: Exported
+    parity: Parity | None
+    pruned: str | None
+    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +72,22 @@ def measure(forms: Sequence[Form], manifest: Manifest, batches: Sequence[Inputs]
     return steps
 
 
-def print_steps(steps: Sequence[Step]) -> None:
-    """Write the report as a table."""
-    first = steps[0]
+def print_steps(steps: Sequence[Step], what: str) -> None:
+    """Write the report as a table; `what` is counted per second."""
+    first = steps[0].per_s
     rows = [
         (
             step.name,
             f"{step.size / 1e6:.2f} MB",
-            f"{step.rows_per_s:.1f}",
-            f"{step.rows_per_s / first.rows_per_s:.2f}",
-            f"{step.drift:.2g}",
-            *(("" if value is None else f"{value:.4f}") for value in (step.accuracy, step.f1)),
+            "" if step.per_s is None else f"{step.per_s:.1f}",
+            f"{step.per_s / first:.2f}" if step.per_s and first else "",
+            "not measured" if step.drift is None else f"{step.drift:.2g}",
+            *(f"{value:.4f}" for value in (step.accuracy, step.f1) if value is not None),
         )
         for step in steps
     ]
-    print_table("Steps", ("step", "size", "rows/s", "times the source", "drift", "accuracy", "F1"), rows)
+    quality_columns = () if steps[0].accuracy is None else ("accuracy", "F1")
+    print_table("Steps", ("step", "size", f"{what}/s", "times the source", "drift", *quality_columns), rows)
 
 
 def _speeds(forms: Sequence[Form], batch: Inputs) -> dict[str, float]:
