@@ -33,6 +33,8 @@ class Room:
     async def give(self, version: ServedVersion, load: Callable[[], Awaitable[HeldModel]]) -> None:
         """Have a version loaded. Raises what `load` raises, InsufficientMemoryError if nothing can help against it."""
         async with self._one_at_a_time:
+            if version.model:  # it was to make way, and stayed after all
+                return
             victims = self._beyond_limit()
             while True:
                 for victim in victims:
@@ -52,7 +54,12 @@ class Room:
     async def _evict(self, victim: ServedVersion) -> None:
         _log.info("version evicted", version=str(victim.key))
         self._served.evict(victim)
-        await self._served.drained(victim)
+        try:
+            await self._served.drained(victim)
+        except asyncio.CancelledError:  # the version that needs its place is no longer assigned
+            if victim.evicted:  # and not on its way out itself by now
+                await self._served.restore(victim)
+            raise
         await self._unload(victim)
 
     def _beyond_limit(self) -> Sequence[ServedVersion]:

@@ -139,11 +139,13 @@ class PausingLoader(Loader):
 
 
 @asynccontextmanager
-async def working(directory: Path, manager: Manager | None = None) -> AsyncIterator[Worker]:
+async def working(
+    directory: Path, manager: Manager | None = None, *, max_loaded_versions: int = 0
+) -> AsyncIterator[Worker]:
     manager = manager or Manager()
     served, cache, engine = ServedModels(), Cache(directory), Engine(1, 1000)
     loader = PausingLoader(cache, manager, engine, directory)
-    agent = Agent(served, loader, engine, cache, manager)
+    agent = Agent(served, loader, engine, cache, manager, max_loaded_versions=max_loaded_versions)
     worker = Worker(manager, served, engine, agent, loader, asyncio.create_task(agent.run()))
     served.on_change(lambda: record(worker))
     unforeseen: list[object] = []
@@ -353,6 +355,28 @@ async def test_what_was_assigned_last_is_served_without_the_manager_after_a_rest
     async with working(tmp_path, away) as worker:
         await worker.until_states(m_1="READY")
         assert worker.answering("m") == "m@1"
+
+
+async def test_a_version_that_was_to_make_way_stays_when_the_other_is_no_longer_assigned(tmp_path: Path) -> None:
+    async with working(tmp_path, max_loaded_versions=1) as worker:
+        worker.manager.assign({"m@1": MODEL}, {"m": 1})
+        await worker.until_states(m_1="READY")
+        version = worker.served.get(key("m@1"))
+        assert version
+        model = version.model
+        with worker.served.use(ModelReference.parse("m")):  # so that it cannot make way yet
+            worker.manager.assign({"m@1": MODEL, "o@1": OTHER}, {"m": 1})
+            await worker.until(lambda: version.evicted)
+            waiting = asyncio.create_task(worker.served.brought_back(version))
+            await asyncio.sleep(0)
+            worker.manager.assign({"m@1": MODEL}, {"m": 1})
+            await worker.until_states(m_1="READY")
+            await asyncio.wait_for(waiting, 5)
+
+        assert worker.answering() == "m@1"
+        await worker.until(lambda: not [task for task in asyncio.all_tasks() if task.get_name() == "m@1"])
+        assert version.model is model
+        assert worker.loader.held_back == 1
 
 
 async def test_a_version_that_has_killed_processes_fails_with_the_reason_and_leaves_the_others_serving(
