@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from modelfleet.inference.generation.detokenization import Detokenization
-from modelfleet.runtime.errors import InvalidInputError, TokenizerUnreachableError
+from modelfleet.runtime.errors import DeadlineExpiredError, InvalidInputError, TokenizerUnreachableError
 
 
 @dataclass
@@ -67,6 +67,15 @@ async def test_a_service_that_is_away_for_a_moment_costs_nothing_but_time(spelli
     spelling.failures = [TokenizerUnreachableError("away"), TokenizerUnreachableError("away")]
 
     assert await Detokenization(spelling).decode("d", [[97]], tokens=1) == ["a"]
+
+
+async def test_a_service_that_is_stuck_is_no_fault_of_the_callers_deadline(spelling: Spelling) -> None:
+    spelling.failures = [DeadlineExpiredError("too late")]
+    assert await Detokenization(spelling).decode("d", [[97]], tokens=1) == ["a"]
+
+    spelling.failures = [DeadlineExpiredError("too late") for _ in range(4)]
+    with pytest.raises(TokenizerUnreachableError, match="did not answer within 5 s, 4 times"):
+        await Detokenization(spelling).decode("d", [[97]], tokens=1)
 
 
 async def test_an_error_reaches_those_who_wait_and_the_next_call_is_made(spelling: Spelling) -> None:

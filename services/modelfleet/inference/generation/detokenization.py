@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from modelfleet.inference.generation import metrics
-from modelfleet.runtime.errors import UnavailableError
+from modelfleet.runtime.errors import DeadlineExpiredError, TokenizerUnreachableError, UnavailableError
 
 # At 25 ms a stream looks as smooth as token by token to a reader.
 _PACE_S = 0.025
@@ -85,10 +85,19 @@ class Detokenization:
                 one.future.set_result(parts)
 
     async def _texts(self, digest: str, sequences: list[list[int]]) -> list[str]:
-        """Call, and call again while the service is away for a moment: what was generated would be lost."""
+        """
+        Call, and call again while the service is away or stuck for a moment: what was generated would be lost.
+
+        The deadline of such a call is ours and none of the callers', who may have no end of time.
+        """
         for tries_left in reversed(range(_TRIES)):
             try:
                 return await self._detokenizer.detokenize(digest, sequences, self._timeout_s)
+            except DeadlineExpiredError as error:
+                if not tries_left:
+                    raise TokenizerUnreachableError(
+                        f"The tokenizer service did not answer within {self._timeout_s:g} s, {_TRIES} times. Retry."
+                    ) from error
             except UnavailableError:
                 if not tries_left:
                     raise
