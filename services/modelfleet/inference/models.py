@@ -89,21 +89,22 @@ class TensorModel:
         self.name = name
         self.manifest = manifest
         self.session = session
-        self.limits = limits
+        self.batches = bool(session.inputs) and all(
+            spec.shape and spec.shape[0] is None for spec in (*session.inputs, *session.outputs)
+        )
+        self.limits = limits if self.batches else BatchLimits(max_tokens=1)
         self.record = ModelRecord()
         self.memory = SessionMemory()
         self.canary: Canary | None = None
         self.unwatched = ""
-        self.batches = bool(session.inputs) and all(
-            spec.shape and spec.shape[0] is None for spec in (*session.inputs, *session.outputs)
-        )
         self._outputs = [spec.name for spec in session.outputs]
 
     def collate(self, rows: Sequence[Row[Job]]) -> Inputs:
         """Return the rows' elements, one after another."""
         payloads: list[Inputs] = [row.request.payload for row in rows]
         if not self.batches:
-            return payloads[0]
+            (payload,) = payloads
+            return payload
         return {
             name: np.concatenate(
                 [payload[name][row.index : row.index + 1] for payload, row in zip(payloads, rows, strict=True)]

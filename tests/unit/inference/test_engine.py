@@ -154,6 +154,22 @@ async def test_rows_with_other_keys_do_not_share_a_batch(tmp_path: Path) -> None
     assert [ran.get_nowait()[1] for _ in range(2)] == [1, 1]
 
 
+async def test_requests_to_a_graph_of_fixed_size_that_wait_together_run_one_by_one(tmp_path: Path) -> None:
+    ran: Ran = asyncio.Queue()
+    slow = slow_model(tmp_path, ran)
+    fixed = graphs.load(graphs.tensor_bundle(graphs.fixed_batch()), tmp_path, name="fixed@1")
+    async with running_engine(slow, fixed) as engine:
+        blocker = start(engine, slow, FOR_EVER)
+        with cancelled(blocker):
+            await ran.get()
+            inputs = [{"x": np.full((2, 3), number, np.float32)} for number in range(6)]
+            requests = [asyncio.create_task(engine.submit(fixed, x, [1], deadline=math.inf)) for x in inputs]
+            await submitted()
+            assert queue_rows(fixed) == 6
+        results = await asyncio.gather(*requests)
+    assert [y.tolist() for ((y,),) in results] == [[[number] * 3] for number in range(6)]
+
+
 async def test_a_full_queue_refuses_at_once_and_takes_more_when_it_has_room(tmp_path: Path) -> None:
     ran: Ran = asyncio.Queue()
     model = slow_model(tmp_path, ran)
