@@ -5,8 +5,8 @@ A row is one sequence of a request (or one element of a tensor batch). Rows wait
 of the request whose turn it is and takes neighbours of similar length while padded tokens stay within the budget.
 
 Turns: requests go by age, and a request that has had a turn goes to the back, so that one with many rows shares the
-engine fairly with small ones. A request whose deadline is near goes by that instead, as if it were older. No request
-starves: its age is fixed while everybody else's turn moves on.
+engine fairly with small ones. A request whose deadline is near has its first turn by that instead, as if it were
+older. No request starves: its age is fixed while everybody else's turn moves on.
 
 Nothing here knows of threads; the engine holds a lock around each call.
 """
@@ -19,7 +19,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
 
-# A request whose deadline is less than this far off competes as if it had arrived this long before its deadline.
+# A request whose deadline is less than this far off competes for its first turn as if it had arrived this long before
+# its deadline.
 URGENCY_HORIZON_S = 1.0
 
 RequestT = TypeVar("RequestT", bound="Request")
@@ -88,7 +89,7 @@ class BatchQueue(Generic[RequestT]):
             index.add(row)
         self.rows += len(request.lengths)
         self.tokens += sum(request.lengths)
-        self._enqueue(request, request.arrival)
+        self._enqueue(request, min(request.arrival, request.deadline - URGENCY_HORIZON_S))
         self._requests[request] = None
         self._next_deadline = min(self._next_deadline, request.deadline)
 
@@ -124,8 +125,7 @@ class BatchQueue(Generic[RequestT]):
             self._enqueue(head, now)
         return batch
 
-    def _enqueue(self, request: RequestT, since: float) -> None:
-        turn = min(since, request.deadline - URGENCY_HORIZON_S)
+    def _enqueue(self, request: RequestT, turn: float) -> None:
         heapq.heappush(self._turns, (turn, next(self._order), request))
 
     def _next_turn(self) -> RequestT | None:

@@ -173,6 +173,15 @@ def test_a_request_with_many_rows_takes_turns_with_small_ones() -> None:
     assert turns == [large, small, large, large]
 
 
+def test_a_near_deadline_hastens_one_turn_and_not_all_that_follow() -> None:
+    queue: BatchQueue[Request] = BatchQueue(BatchLimits(max_tokens=1))
+    large, small = request(1, 1, 1, arrival=10.0, deadline=10.5), request(1, arrival=10.1)
+    queue.put(large)
+    queue.put(small)
+    turns = [queue.take_batch(now)[0].request for now in (10.2, 10.3, 10.4)]
+    assert turns == [large, small, large]
+
+
 def test_the_first_rows_of_a_request_run_first() -> None:
     queue: BatchQueue[Request] = BatchQueue(BatchLimits(max_tokens=2))
     queue.put(request(*[1] * 6))
