@@ -4,6 +4,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
+import prometheus_client
 import pytest
 from harness.scripted import Scripted
 from harness.serving import serving
@@ -192,6 +193,34 @@ async def test_a_caller_that_leaves_frees_its_place_and_cancels_the_work() -> No
         await cancelled.wait()
         scripted.unary = raising(errors.InternalError("taken"))
         assert (await failure(stub.GetModel(pb.GetModelRequest()))).details() == "taken"
+
+
+@pytest.mark.parametrize(("timeout_s", "code"), [(0.1, "DEADLINE_EXCEEDED"), (60, "CANCELLED")])
+async def test_a_call_that_outlasts_its_deadline_is_counted_apart_from_one_whose_caller_left(
+    timeout_s: float, code: str
+) -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def wait(_request: object, _context: object) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    def counted() -> float:
+        labels = {"method": "/modelfleet.api.manager.v1.ModelService/GetModel", "code": code}
+        return prometheus_client.REGISTRY.get_sample_value("modelfleet_rpc_seconds_count", labels) or 0.0
+
+    before = counted()
+    async with connected(Scripted(unary=wait)) as stub:
+        call = stub.GetModel(pb.GetModelRequest(), timeout=timeout_s)
+        await started.wait()
+        if code == "CANCELLED":
+            call.cancel()
+        await ended.wait()
+
+    assert counted() == before + 1
 
 
 async def test_messages_above_the_limit_are_refused_in_both_directions() -> None:

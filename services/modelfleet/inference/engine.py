@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from modelfleet.inference import metrics
 from modelfleet.inference.batching import BatchLimits, BatchQueue, Request, Row
 from modelfleet.inference.statistics import ModelRecord
+from modelfleet.runtime.deadlines import ran_out
 from modelfleet.runtime.errors import (
     DeadlineExpiredError,
     DrainingError,
@@ -177,8 +178,8 @@ class Engine:
         `lengths` are the tokens of each row; `deadline` is in seconds on the monotonic clock; rows of requests with
         equal `key` may share a batch. A `probe` is the worker's own request: a full queue takes it, and the model's
         record does not count it. Cancelling the awaiting task drops the rows that wait, and stops a batch of which
-        nobody is left. Raises OverloadedError, DeadlineExpiredError, DrainingError, SessionFailureError, or the
-        ModelfleetError that the model raised.
+        nobody is left; the record counts it as failed where its deadline has come. Raises OverloadedError,
+        DeadlineExpiredError, DrainingError, SessionFailureError, or the ModelfleetError that the model raised.
         """
         job = Job(
             lengths=lengths,
@@ -220,6 +221,12 @@ class Engine:
         return place
 
     def _abandon(self, place: _Place, job: Job) -> None:
+        now = time.monotonic()
+        elapsed_s = now - job.arrival
+        if job.missing > 0 and ran_out(elapsed_s, job.deadline - now):
+            # While rows of it still wait for their turn, it is the load that takes long.
+            place.model.record.failure(elapsed_s, fault=not job.waiting)
+        job.missing = 0
         place.queue.discard(job)
         for batch in self._running:
             if all(row.request.future.done() for row in batch.rows):
@@ -358,7 +365,7 @@ class Engine:
             for job in jobs:
                 place.queue.discard(job)
                 # Else nobody waits for it any more, or another batch of its rows has failed already.
-                if job.missing > 0 and not job.future.done() and not job.probe:
+                if job.missing > 0 and not job.probe:
                     place.model.record.failure(now - job.arrival, fault=not isinstance(error, _CALLERS_FAULTS))
                 job.missing = 0  # so that no batch of it that still runs makes it whole
         self._loop.call_soon_threadsafe(_raise, jobs, error)

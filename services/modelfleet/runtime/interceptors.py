@@ -13,13 +13,14 @@ import structlog
 
 from modelfleet.runtime import telemetry
 from modelfleet.runtime.affinity import AFFINITY_HEADER, affinity_key
+from modelfleet.runtime.deadlines import ran_out
 from modelfleet.runtime.errors import DrainingError, InternalError, ModelfleetError, OverloadedError
 from modelfleet.runtime.status import pushback, to_status
 from modelfleet.runtime.tracing import end_call, start_call
 
 _log = structlog.get_logger()
 
-# The caller left, or the process ends.
+# The caller left or its deadline passed, or the process ends.
 _ENDINGS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 # Infrastructure's own calls: answered while draining, not counted, not logged.
 _UNGUARDED = ("/grpc.health.v1.", "/grpc.reflection.")
@@ -180,7 +181,7 @@ class _Call:
             self._record(self._context.code())
             raise error
         if isinstance(error, _ENDINGS):
-            self._record(grpc.StatusCode.CANCELLED)
+            self._record(grpc.StatusCode.DEADLINE_EXCEEDED if self._ran_out() else grpc.StatusCode.CANCELLED)
             raise error
         # Any other BaseException is a panic of an extension written in Rust; grpc would leave its caller waiting.
         if not isinstance(error, ModelfleetError):
@@ -195,6 +196,10 @@ class _Call:
             "call refused", method=self._method, code=status.code.name, reason=error.reason, message=error.message
         )
         await self._context.abort(status.code, status.details, (*status.trailing_metadata, *pushback(error)))
+
+    def _ran_out(self) -> bool:
+        left_s = self._context.time_remaining()
+        return left_s is not None and ran_out(time.perf_counter() - self._started, left_s)
 
     def _record(self, code: grpc.StatusCode, reason: str = "") -> None:
         elapsed = time.perf_counter() - self._started

@@ -216,11 +216,39 @@ async def test_cancelling_the_last_caller_stops_its_batch_and_the_engine_goes_on
     ran: Ran = asyncio.Queue()
     model = slow_model(tmp_path, ran)
     async with running_engine(model) as engine:
-        callers = [start(engine, model, FOR_EVER) for _ in range(2)]
+        callers = [start(engine, model, FOR_EVER, deadline=time.monotonic() + 60) for _ in range(2)]
         with cancelled(*callers):
             await ran.get()
         assert answers(await start(engine, model, 3)) == [3]
     assert model.record.fail.count == 0  # it was stopped, it did not fail
+
+
+async def give_up_at_the_deadline(engine: Engine, model: Any, *products: float) -> None:
+    """Submit rows and leave when their deadline comes, as a call that gRPC ends then."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await start(engine, model, *products, deadline=time.monotonic() + 0.05)
+
+
+async def test_a_request_that_runs_past_its_deadline_is_a_fault_of_the_version(tmp_path: Path) -> None:
+    ran: Ran = asyncio.Queue()
+    model = slow_model(tmp_path, ran)
+    async with running_engine(model) as engine:
+        await give_up_at_the_deadline(engine, model, FOR_EVER)
+        await start(engine, model, 1)
+    record = model.record
+    assert (record.fail.count, record.faults, record.success.count) == (1, 1, 1)
+    assert sum(record.latency_counts) == 2
+
+
+async def test_a_request_that_waits_past_its_deadline_failed_through_no_fault_of_the_version(tmp_path: Path) -> None:
+    ran: Ran = asyncio.Queue()
+    model = slow_model(tmp_path, ran, limits=ONE_ROW)
+    async with running_engine(model) as engine:
+        await give_up_at_the_deadline(engine, model, FOR_EVER, 1)
+        await start(engine, model, 1)
+    record = model.record
+    assert (record.fail.count, record.faults, record.success.count) == (1, 0, 1)
 
 
 async def test_a_batch_goes_on_while_one_caller_is_left(tmp_path: Path) -> None:
