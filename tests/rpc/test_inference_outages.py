@@ -235,6 +235,44 @@ async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
         assert await infer(worker, 1, 2) == [1, 2]
 
 
+async def alive_and_ready(worker: Worker) -> tuple[bool, bool]:
+    live = await worker.open_inference.ServerLive(oip.ServerLiveRequest())
+    ready = await worker.open_inference.ServerReady(oip.ServerReadyRequest())
+    return live.live, ready.ready
+
+
+async def test_a_worker_with_as_many_calls_as_it_takes_says_that_it_lives_and_is_ready(tmp_path: Path) -> None:
+    async with running_worker(tmp_path, max_concurrent_calls=1) as worker:
+        await worker.serve(MODELS)
+        await worker.is_serving()
+        blocker = await running(worker, FOR_EVER)
+        assert await alive_and_ready(worker) == (True, True)
+        blocker.cancel()
+
+
+async def test_a_worker_that_drains_says_that_it_lives_and_is_not_ready(tmp_path: Path) -> None:
+    async def call_until_refused(worker: Worker) -> None:
+        while True:
+            await worker.open_inference.ServerMetadata(oip.ServerMetadataRequest())
+
+    async def observe(worker: Worker, blocker: "asyncio.Task[list[float]]") -> tuple[bool, bool]:
+        try:
+            with pytest.raises(grpc.aio.AioRpcError, match="shutting down"):
+                await asyncio.wait_for(call_until_refused(worker), DEADLINE_S)
+            return await alive_and_ready(worker)
+        finally:
+            blocker.cancel()
+
+    async with AsyncExitStack() as stack:
+        async with running_worker(tmp_path, drain_timeout_s=30) as worker:
+            await worker.serve(MODELS)
+            await worker.is_serving()
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(worker.address))
+            ours = replace(worker, open_inference=GRPCInferenceServiceStub(channel))
+            said = asyncio.create_task(observe(ours, await running(ours, FOR_EVER)))
+        assert await said == (True, False)
+
+
 async def test_work_under_way_is_finished_before_the_worker_stops(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         async with running_worker(tmp_path, drain_timeout_s=10) as worker:

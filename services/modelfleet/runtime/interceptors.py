@@ -22,8 +22,13 @@ _log = structlog.get_logger()
 
 # The caller left or its deadline passed, or the process ends.
 _ENDINGS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
-# Infrastructure's own calls: answered while draining, not counted, not logged.
-_UNGUARDED = ("/grpc.health.v1.", "/grpc.reflection.")
+# Infrastructure's own calls: answered while draining and at the limit of calls, not counted, not logged.
+_UNGUARDED = (
+    "/grpc.health.v1.",
+    "/grpc.reflection.",
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
