@@ -7,10 +7,13 @@ anyway, has one of its own beside them.
 """
 
 import asyncio
+import re
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 # A shared call carries the ids of at most this many requests.
 _LOGGED_IDS = 8
+# The field of an error that one text of a call is to blame for.
+_NAMED_TEXT = re.compile(r"(?:texts|pairs)\[(\d+)\]")
 
 
 class Truncation(StrEnum):
@@ -132,14 +137,29 @@ class Tokenization:
             if len(group) == 1:
                 _reject(group, error)
             else:  # one request's fault must not fail the others
-                for one in group:
-                    await self._call(options, [one])
+                await asyncio.gather(*(self._call(options, part) for part in _divided(group, error)))
         except Exception as error:  # noqa: BLE001  whatever it is, it goes to those who wait; the next call is made
             _reject(group, error)
         else:
             for one, part in zip(group, _split(tokens, [len(one.texts) for one in group]), strict=True):
                 if not one.future.done():
                     one.future.set_result(part)
+
+
+def _divided(group: list[_Waiting], error: InvalidInputError) -> list[list[_Waiting]]:
+    """
+    Return what to send anew of a call that was refused: the request whose text is named alone, and two halves.
+
+    Halves find any number of requests at fault in a few calls one after another, and those that cannot be named: a
+    shared call may exceed a limit that none of its requests does.
+    """
+    owner: list[_Waiting] = []
+    if named := _NAMED_TEXT.fullmatch(error.field or ""):
+        at = bisect_right([*accumulate(len(one.texts) for one in group)], int(named[1]))
+        owner = group[at : at + 1]
+    others = [one for one in group if one not in owner and not one.future.done()]
+    middle = len(others) // 2
+    return [part for part in (owner, others[:middle], others[middle:]) if part]
 
 
 def _reject(group: list[_Waiting], error: Exception) -> None:

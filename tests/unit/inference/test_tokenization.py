@@ -55,6 +55,17 @@ def windows(max_tokens: int, texts: Sequence[str]) -> Tokens:
     )
 
 
+def refused_by_name(texts: Sequence[str]) -> InvalidInputError | None:
+    if "bad" not in texts:
+        return None
+    where = f"texts[{texts.index('bad')}]"
+    return InvalidInputError(f"{where} is bad", field=where)
+
+
+def refused_as_a_whole(texts: Sequence[str]) -> InvalidInputError | None:
+    return InvalidInputError("one of the texts is bad", field="texts") if "bad" in texts else None
+
+
 def equal(one: Tokens, other: Tokens) -> bool:
     fields = ("ids", "lengths", "type_ids", "offsets", "window_counts", "token_counts")
     return all(np.array_equal(getattr(one, field), getattr(other, field)) for field in fields)
@@ -174,6 +185,48 @@ async def test_a_bad_request_fails_alone() -> None:
     assert isinstance(answers[2], InvalidInputError)
     assert answers[2].message == "texts[1] is bad"  # its own index, not that in the shared call
     assert equal(answers[3], windows(8, ["b"]))
+
+
+async def test_a_bad_request_costs_the_others_one_call_more_whatever_their_number() -> None:
+    tokenizer = Characters()
+    tokenizer.fails = refused_by_name
+    tokenization = Tokenization(tokenizer)
+    texts = [*map(str, range(40)), "bad", *map(str, range(40))]
+    asked = [await in_flight(tokenizer, tokenization), *(ask(tokenization, text) for text in texts)]
+    _, *answers = await settled(tokenizer, *asked)
+    assert [isinstance(answer, InvalidInputError) for answer in answers] == [text == "bad" for text in texts]
+    assert [texts for _, texts, _ in tokenizer.calls[2:]] == [["bad"], texts[:40], texts[41:]]
+
+
+@given(
+    requests=st.lists(st.lists(st.sampled_from(["good", "bad"]), min_size=1, max_size=3), min_size=2, max_size=32),
+    named=st.booleans(),
+)
+@settings(deadline=None)
+async def test_all_bad_requests_fail_and_no_other_in_few_calls(requests: list[list[str]], named: bool) -> None:
+    tokenizer = Characters()
+    tokenizer.fails = refused_by_name if named else refused_as_a_whole
+    tokenization = Tokenization(tokenizer)
+    asked = [await in_flight(tokenizer, tokenization), *(ask(tokenization, *texts) for texts in requests)]
+    _, *answers = await settled(tokenizer, *asked)
+    for texts, answer in zip(requests, answers, strict=True):
+        if "bad" in texts:
+            assert isinstance(answer, InvalidInputError)
+            assert not named or answer.field == f"texts[{texts.index('bad')}]"
+        else:
+            assert isinstance(answer, Tokens)
+            assert equal(answer, windows(8, texts))
+    bad = sum("bad" in texts for texts in requests)
+    assert len(tokenizer.calls) <= 2 + 3 * bad * (1 + math.ceil(math.log2(len(requests))))
+
+
+async def test_a_limit_that_only_the_shared_call_exceeds_fails_nobody() -> None:
+    tokenizer = Characters()
+    tokenizer.fails = lambda texts: InvalidInputError("too many", field="texts") if len(texts) > 3 else None
+    tokenization = Tokenization(tokenizer)
+    asked = [await in_flight(tokenizer, tokenization), *(ask(tokenization, text) for text in "abcdefg")]
+    _, *answers = await settled(tokenizer, *asked)
+    assert all(isinstance(answer, Tokens) for answer in answers)
 
 
 async def test_what_is_no_ones_fault_fails_all_of_a_call_and_no_later_one() -> None:
