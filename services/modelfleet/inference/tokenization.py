@@ -2,8 +2,9 @@
 One hop to the tokenizer service, shared.
 
 Requests that arrive while a call is in flight leave together in the next one: under load the hop's cost is divided by
-many, and when idle nothing waits. Only requests with equal options share a call. A large request, whose call takes long
-anyway, has one of its own beside them.
+many, and when idle nothing waits. Where more waits than a call carries, waiting longer saves none: another call starts,
+so that all threads and replicas of the service work. Only requests with equal options share a call. A large request,
+whose call takes long anyway, has one of its own beside them.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import re
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # A shared call carries the ids of at most this many requests.
 _LOGGED_IDS = 8
+# Calls of requests with equal options under way at once.
+_MOST_CALLS = 4
 # The field of an error that one text of a call is to blame for.
 _NAMED_TEXT = re.compile(r"(?:texts|pairs)\[(\d+)\]")
 
@@ -71,14 +74,22 @@ class _Waiting:
     future: asyncio.Future[Tokens]
 
 
+@dataclass(eq=False, slots=True)
+class _Line:
+    """Requests with equal options that wait, their characters, and what makes the calls for them."""
+
+    waiting: list[_Waiting] = field(default_factory=list)
+    characters: int = 0
+    callers: set["asyncio.Task[None] | None"] = field(default_factory=set)
+
+
 class Tokenization:
     """Coalesces calls; `max_characters` bounds those in a shared one, and a request with more goes alone."""
 
     def __init__(self, tokenizer: Tokenizer, max_characters: int = 1 << 17) -> None:
         self._tokenizer = tokenizer
         self._max_characters = max_characters
-        self._waiting: dict[TokenizeOptions, list[_Waiting]] = {}
-        self._calls: dict[TokenizeOptions, asyncio.Task[None]] = {}
+        self._lines: dict[TokenizeOptions, _Line] = {}
 
     async def tokenize(
         self, options: TokenizeOptions, texts: Sequence[str], *, deadline: float, pairs: Sequence[str] = ()
@@ -97,32 +108,41 @@ class Tokenization:
         if characters > self._max_characters:
             await self._call(options, [waiting])
             return future.result()
-        self._waiting.setdefault(options, []).append(waiting)
-        if options not in self._calls:
-            self._calls[options] = asyncio.create_task(self._call_until_none_waits(options))
+        line = self._lines.get(options)
+        if line is None:
+            line = self._lines[options] = _Line()
+        line.waiting.append(waiting)
+        line.characters += characters
+        if not line.callers or (line.characters > self._max_characters and len(line.callers) < _MOST_CALLS):
+            line.callers.add(asyncio.create_task(self._call_while_needed(options, line)))
         return await future
 
-    async def _call_until_none_waits(self, options: TokenizeOptions) -> None:
+    async def _call_while_needed(self, options: TokenizeOptions, line: _Line) -> None:
+        """Make one call after another, until none waits or another caller is enough for those who do."""
         try:
-            while group := self._next_group(options):
-                await self._call(options, group)
+            while line.waiting and (len(line.callers) == 1 or line.characters > self._max_characters):
+                await self._call(options, self._next_group(line))
         finally:
-            del self._calls[options]
+            line.callers.discard(asyncio.current_task())
+            if not line.callers:
+                del self._lines[options]
 
-    def _next_group(self, options: TokenizeOptions) -> list[_Waiting]:
+    def _next_group(self, line: _Line) -> list[_Waiting]:
         """Take the oldest requests that somebody waits for and that fit one call: all pairs, or none."""
-        waiting = [one for one in self._waiting.pop(options, []) if not one.future.done()]
+        waiting = [one for one in line.waiting if not one.future.done()]
         group, characters = waiting[:1], waiting[0].characters if waiting else 0
         for one in waiting[1:]:
             characters += one.characters
             if characters > self._max_characters or bool(one.pairs) != bool(group[0].pairs):
                 break
             group.append(one)
-        if rest := waiting[len(group) :]:
-            self._waiting[options] = rest
+        line.waiting = waiting[len(group) :]
+        line.characters = sum(one.characters for one in line.waiting)
         return group
 
     async def _call(self, options: TokenizeOptions, group: list[_Waiting]) -> None:
+        if not group:  # all who waited have left
+            return
         texts = [text for one in group for text in one.texts]
         pairs = [pair for one in group for pair in one.pairs]
         timeout_s = max(one.deadline for one in group) - time.monotonic()

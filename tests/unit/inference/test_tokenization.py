@@ -172,6 +172,30 @@ async def test_a_large_request_holds_up_nobody() -> None:
     assert equal(await small, windows(8, ["small"]))
 
 
+async def test_what_fills_a_call_of_its_own_leaves_while_others_are_in_flight() -> None:
+    tokenizer = Characters()
+    tokenization = Tokenization(tokenizer, max_characters=10)
+    asked = [await in_flight(tokenizer, tokenization), ask(tokenization, "a" * 6), ask(tokenization, "b" * 6)]
+    await tokenizer.called.get()  # although the first is still in flight
+    assert [texts for _, texts, _ in tokenizer.calls] == [["first"], ["a" * 6]]
+    await settled(tokenizer, *asked)
+    assert [texts for _, texts, _ in tokenizer.calls] == [["first"], ["a" * 6], ["b" * 6]]
+
+
+async def test_calls_in_flight_at_once_are_bounded() -> None:
+    tokenizer = Characters()
+    tokenization = Tokenization(tokenizer, max_characters=10)
+    texts = ["x" * 9] * 50
+    asked = [await in_flight(tokenizer, tokenization), *(ask(tokenization, text) for text in texts)]
+    for _ in range(3):
+        await tokenizer.called.get()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(tokenizer.calls) == 4
+    answers = await settled(tokenizer, *asked)
+    assert all(equal(answer, windows(8, [text])) for text, answer in zip(texts, answers[1:], strict=True))
+
+
 async def test_a_bad_request_fails_alone() -> None:
     tokenizer = Characters()
     tokenizer.fails = lambda texts: (
