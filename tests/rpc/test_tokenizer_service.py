@@ -131,6 +131,19 @@ async def test_special_tokens_are_left_out_when_asked_for(tokenizer: TokenizerSe
     assert ints(response.ids) == [80, 81]
 
 
+async def test_windows_of_many_texts_that_repeat_them_too_often_are_refused(tokenizer: TokenizerServiceStub) -> None:
+    texts = ["cat " * 1000] * 80  # 2 million tokens in windows; 420,000 in a piece of the work
+    request = pb.TokenizeRequest(
+        tokenizer_digest=WORDPIECE, texts=texts, max_tokens=512, windowing=pb.Windowing(stride=500)
+    )
+
+    await assert_refused(
+        *(tokenizer.Tokenize(request), errors.InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
+        *("windowing.stride is 500", "windowing.stride"),
+    )
+    await assert_still_serves(tokenizer)
+
+
 async def test_many_texts_and_a_large_one_come_back_in_order(tokenizer: TokenizerServiceStub) -> None:
     texts = [f"{'cat ' * (index % 50)}" for index in range(10_000)]
     texts[5000] = "the mat " * 20_000

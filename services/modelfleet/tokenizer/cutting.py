@@ -68,7 +68,17 @@ def covered(layout: Layout, max_tokens: int, stride: int) -> list[Window]:
     ]
 
 
+def covered_tokens(layout: Layout, max_tokens: int, stride: int) -> int:
+    """Return how many tokens the windows of `covered` have together, without making them."""
+    windowed = len(layout.second or layout.first)
+    count = len(_starts(windowed, window_room(layout, max_tokens), stride))
+    return count * (layout.length - windowed) + windowed + (count - 1) * stride
+
+
 def window_parts(whole: range, room: int, stride: int) -> list[range]:
     """Cut `whole` into parts of `room`, neighbours sharing `stride`; the last one may be shorter."""
-    starts = range(0, max(len(whole) - stride, 1), room - stride)
-    return [whole[start : start + room] for start in starts]
+    return [whole[start : start + room] for start in _starts(len(whole), room, stride)]
+
+
+def _starts(length: int, room: int, stride: int) -> range:
+    return range(0, max(length - stride, 1), room - stride)

@@ -15,11 +15,16 @@ import numpy.typing as npt
 from tokenizers import Encoding
 
 from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError
-from modelfleet.tokenizer.cutting import Layout, Truncation, Window, covered, truncated, window_room
+from modelfleet.tokenizer.cutting import Layout, Truncation, Window, covered, covered_tokens, truncated, window_room
 from modelfleet.tokenizer.tokenizers import LoadedTokenizer
 
 Int32s: TypeAlias = npt.NDArray[np.int32]
 T = TypeVar("T")
+
+# Neighbours that share all but a few tokens would make an answer thousands of times its text. Windows may hold so many
+# times the tokens of their texts, which allows for sharing three quarters; or so many together, if that is more.
+_MOST_REPEATED = 4
+_ALWAYS_ALLOWED_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ def encode(
     windows: list[list[Window]] | None = None
     lengths, window_counts = token_counts, np.empty(0, np.int32)
     if options.max_tokens and token_counts.max(initial=0) > options.max_tokens:
-        windows = [_windows(encoding, options, first_index + index) for index, encoding in enumerate(encodings)]
+        windows = _windows(encodings, options, first_index)
         lengths = np.fromiter(map(_length, chain.from_iterable(windows)), np.int32)
         if len(lengths) > len(encodings):
             window_counts = np.fromiter(map(len, windows), np.int32, len(windows))
@@ -136,30 +141,65 @@ def _encode_whole(
         ) from error
 
 
-def _windows(encoding: Encoding, options: EncodingOptions, index: int) -> list[Window]:
-    """Return the windows of one text: itself where it fits."""
-    length, max_tokens = len(encoding), options.max_tokens
-    if length <= max_tokens:
-        return [(slice(0, length),)]
-    sequence_ids = encoding.sequence_ids
-    layout = Layout(length, _half(sequence_ids, 0), _half(sequence_ids, 1))
+def check_repeated(tokens: int, windowed: int, options: EncodingOptions) -> None:
+    """Raise InvalidInputError where windows would hold `windowed` tokens, out of proportion to the texts' `tokens`."""
+    most = max(_MOST_REPEATED * tokens, _ALWAYS_ALLOWED_TOKENS)
+    if windowed > most:
+        raise InvalidInputError(
+            f"windowing.stride is {options.stride}: the texts have {tokens} tokens, and windows of "
+            f"{options.max_tokens} would repeat them to more than {most}. Use a smaller stride, or send less at once.",
+            field="windowing.stride",
+        )
+
+
+def _windows(encodings: Sequence[Encoding], options: EncodingOptions, first_index: int) -> list[list[Window]]:
+    """Return the windows of each text: itself where it fits."""
+    layouts = [_layout(encoding) if len(encoding) > options.max_tokens else None for encoding in encodings]
     if options.stride is not None:
-        room = window_room(layout, max_tokens)
-        if options.stride >= room:
+        _check_windows(encodings, layouts, options, first_index)
+    found: list[list[Window]] = []
+    for index, (encoding, layout) in enumerate(zip(encodings, layouts, strict=True), first_index):
+        if layout is None:
+            found.append([(slice(0, len(encoding)),)])
+        elif options.stride is not None:
+            found.append(covered(layout, options.max_tokens, options.stride))
+        elif options.truncation is Truncation.FORBIDDEN:
             raise InvalidInputError(
-                f"texts[{index}] has {len(layout.first)} tokens and is repeated whole in each window of {max_tokens}, "
-                f"which leaves {max(room, 0)} for its pair: not more than the stride of {options.stride}. Shorten the "
-                "text or the stride, or allow more max_tokens.",
+                f"texts[{index}] has {layout.length} tokens, more than the {options.max_tokens} allowed, and "
+                "truncation is forbidden. Shorten it, or ask for windowing or another truncation.",
                 field=f"texts[{index}]",
             )
-        return covered(layout, max_tokens, options.stride)
-    if options.truncation is Truncation.FORBIDDEN:
-        raise InvalidInputError(
-            f"texts[{index}] has {length} tokens, more than the {max_tokens} allowed, and truncation is forbidden. "
-            "Shorten it, or ask for windowing or another truncation.",
-            field=f"texts[{index}]",
-        )
-    return [truncated(layout, max_tokens, options.truncation)]
+        else:
+            found.append([truncated(layout, options.max_tokens, options.truncation)])
+    return found
+
+
+def _check_windows(
+    encodings: Sequence[Encoding], layouts: Sequence[Layout | None], options: EncodingOptions, first_index: int
+) -> None:
+    """Raise InvalidInputError where a text leaves no room beside the stride, or where windows repeat too much."""
+    assert options.stride is not None
+    tokens = windowed = 0
+    for index, (encoding, layout) in enumerate(zip(encodings, layouts, strict=True), first_index):
+        tokens += len(encoding)
+        if layout is None:
+            windowed += len(encoding)
+            continue
+        room = window_room(layout, options.max_tokens)
+        if options.stride >= room:
+            raise InvalidInputError(
+                f"texts[{index}] has {len(layout.first)} tokens and is repeated whole in each window of "
+                f"{options.max_tokens}, which leaves {max(room, 0)} for its pair: not more than the stride of "
+                f"{options.stride}. Shorten the text or the stride, or allow more max_tokens.",
+                field=f"texts[{index}]",
+            )
+        windowed += covered_tokens(layout, options.max_tokens, options.stride)
+    check_repeated(tokens, windowed, options)
+
+
+def _layout(encoding: Encoding) -> Layout:
+    sequence_ids = encoding.sequence_ids
+    return Layout(len(encoding), _half(sequence_ids, 0), _half(sequence_ids, 1))
 
 
 def _half(sequence_ids: list[int | None], half: int) -> range:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from modelfleet.tokenizer.decoder import decode
-from modelfleet.tokenizer.encoder import EncodingOptions, Int32s, Tokens, encode
+from modelfleet.tokenizer.encoder import EncodingOptions, Int32s, Tokens, check_repeated, encode
 from modelfleet.tokenizer.tokenizers import LoadedTokenizer
 
 # Encoding takes about 0.4 us a character. Work shorter than handing it to a thread and back (0.1 to 0.2 ms of both
@@ -33,10 +33,14 @@ class EncodingThreads:
         self, tokenizer: LoadedTokenizer, texts: Sequence[str], pairs: Sequence[str], options: EncodingOptions
     ) -> Tokens:
         """Do `encoder.encode`, with its errors. A caller that is gone costs nothing after the piece under way."""
-        parts = []
+        parts: list[Tokens] = []
+        tokens = windowed = 0
         for piece in _pieces(texts, pairs):
             work = functools.partial(encode, tokenizer, texts[piece], pairs[piece], options, first_index=piece.start)
             parts.append(await self._run(work, sum(map(len, texts[piece])) + sum(map(len, pairs[piece]))))
+            tokens += int(parts[-1].token_counts.sum())
+            windowed += len(parts[-1].ids)
+            check_repeated(tokens, windowed, options)  # each piece alone may be within the bounds
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     async def decode(

@@ -2,7 +2,15 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
-from modelfleet.tokenizer.cutting import Layout, Truncation, kept_lengths, truncated, window_parts
+from modelfleet.tokenizer.cutting import (
+    Layout,
+    Truncation,
+    covered,
+    covered_tokens,
+    kept_lengths,
+    truncated,
+    window_parts,
+)
 
 lengths = st.integers(0, 500)
 
@@ -36,6 +44,23 @@ def test_windows_cover_all_in_order_and_neighbours_share_the_stride(length: int,
     for before, after in pairwise(parts):
         assert before.stop - after.start == stride
         assert after.stop > before.stop
+
+
+@given(first=st.integers(1, 60), second=lengths, special=st.integers(0, 3), data=st.data())
+def test_the_tokens_of_windows_are_known_before_they_are_made(
+    first: int, second: int, special: int, data: st.DataObject
+) -> None:
+    layout = Layout(
+        special + first + second, range(special, special + first), range(special + first, special + first + second)
+    )
+    repeated = special + (first if second else 0)
+    max_tokens = data.draw(st.integers(repeated + 1, repeated + 60))
+    stride = data.draw(st.integers(0, max_tokens - repeated - 1))
+
+    windows = covered(layout, max_tokens, stride)
+
+    held = sum(part.stop - part.start for window in windows for part in window)
+    assert covered_tokens(layout, max_tokens, stride) == held
 
 
 def test_truncation_keeps_special_tokens_wherever_the_template_puts_them() -> None:

@@ -192,6 +192,23 @@ def test_a_first_half_that_leaves_no_room_for_windows_is_named() -> None:
         )
 
 
+def test_windows_that_repeat_a_small_text_to_a_gigantic_answer_are_refused() -> None:
+    message = r"windowing.stride is 509: the texts have 16002 tokens, .* more than 1048576. Use a smaller stride"
+    with pytest.raises(InvalidInputError, match=message) as raised:
+        encode(loaded(wordpiece_json()), ["cat " * 16_000], [], EncodingOptions(512, stride=509))
+    assert raised.value.field == "windowing.stride"
+
+
+def test_windows_of_a_large_text_may_share_three_quarters() -> None:
+    tokens = encode(loaded(wordpiece_json()), ["cat " * 400_000], [], EncodingOptions(512, stride=382))
+    assert len(tokens.ids) > 1 << 20
+
+
+def test_a_small_text_may_be_repeated_as_often_as_it_likes() -> None:
+    tokens = encode(loaded(wordpiece_json()), ["cat " * 2000], [], EncodingOptions(512, stride=509))
+    assert len(tokens.lengths) == 2000 - 509
+
+
 def test_a_tokenizer_that_fails_on_a_text_is_an_invalid_bundle() -> None:
     content = Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]")).to_str().encode()
     tokenizer = load_tokenizer(digest_of(content), content)

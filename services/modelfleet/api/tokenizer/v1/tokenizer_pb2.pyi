@@ -113,7 +113,9 @@ class Windowing(_message.Message):
 
     STRIDE_FIELD_NUMBER: _builtins.int
     stride: _builtins.int
-    """Tokens that neighbouring windows share, special tokens not counted. Less than the room that a window has."""
+    """Tokens that neighbouring windows share, special tokens not counted. Less than the room that a window has; where
+    the windows of a request hold more than 2^20 tokens, at most four times those of its texts.
+    """
     def __init__(
         self,
         *,
