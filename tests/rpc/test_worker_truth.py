@@ -210,6 +210,25 @@ async def test_versions_beyond_the_limit_take_turns_and_requests_wait_for_theirs
         assert len(await loaded(worker)) == 2
 
 
+async def test_what_a_version_has_answered_outlives_its_eviction(tmp_path: Path) -> None:
+    samples = {f"{name}@1": graphs.tensor_bundle(graphs.affine()) for name in "ab"}
+    async with running(tmp_path, max_loaded_versions=1) as worker:
+        await worker.manager.assign(samples, {"a": 1, "b": 1})
+        for key in samples:
+            await worker.manager.reported(key, "READY")
+
+        for name in "aab":  # the last is loaded in place of the other
+            assert await worker.answers(name)
+        await worker.manager.assign({**samples, "c@1": samples["a@1"]}, {"a": 1, "b": 1})  # makes it report
+        await worker.manager.reported("c@1", "READY")
+        assert [worker.manager.reports[f"{name}@1"].traffic.request_count for name in "ab"] == [2, 1]
+
+        assert await worker.answers("a")
+        await worker.manager.assign({**samples, "d@1": samples["a@1"]}, {"a": 1, "b": 1})
+        await worker.manager.reported("d@1", "READY")
+        assert worker.manager.reports["a@1"].traffic.request_count == 3
+
+
 @pytest.fixture
 def memory_of_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure as if sessions alone took memory, 50 MB each, whatever else this process does meanwhile."""

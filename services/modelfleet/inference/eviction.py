@@ -47,6 +47,9 @@ class Room:
                     if not victims:
                         raise
                 # Only after that block is what was half loaded let go of.
+            if version.record:
+                version.model.record.resume(version.record)
+            version.record = version.model.record
             version.last_used = time.monotonic()  # else what has just been loaded would be the first to make way
             if version.evicted:  # within the room: none may evict it again before it has answered
                 await self._served.restore(version)

@@ -141,12 +141,13 @@ def _status(version: ServedVersion) -> worker_service_pb2.VersionStatus:
     if model := version.model:
         status.providers.extend(model.session.providers)
         status.memory.MergeFrom(worker_service_pb2.SessionMemory(**asdict(model.memory)))
-        with model.record.lock:
+    if record := version.record:
+        with record.lock:
             status.traffic.MergeFrom(
                 worker_service_pb2.Traffic(
-                    request_count=model.record.success.count + model.record.fail.count,
-                    failure_count=model.record.faults,
-                    latency_counts=model.record.latency_counts,
+                    request_count=record.success.count + record.fail.count,
+                    failure_count=record.faults,
+                    latency_counts=record.latency_counts,
                 )
             )
     return status

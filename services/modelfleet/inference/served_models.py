@@ -15,6 +15,7 @@ from modelfleet.inference.generation.model import GenerativeModel
 from modelfleet.inference.models import HeldModel
 from modelfleet.inference.routing import Choice, affinity_point
 from modelfleet.inference.states import VersionState, follows
+from modelfleet.inference.statistics import ModelRecord
 from modelfleet.runtime.affinity import affinity_key
 from modelfleet.runtime.errors import ModelLoadingError, NotServedHereError
 
@@ -31,6 +32,8 @@ class ServedVersion:
     state: VersionState = VersionState.DOWNLOADING
     reason: str = ""
     model: HeldModel | None = None
+    record: ModelRecord | None = None
+    """What it has answered since it was READY for the first time, in all its sessions."""
     in_use: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     last_used: float = 0.0

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 LATENCY_CLASSES = 18
 """Up to 1 ms, 2 ms, 4 ms, … 2^16 ms, and longer."""
@@ -51,6 +51,13 @@ class ModelRecord:
     batches: dict[int, BatchRecord] = field(default_factory=dict)
     """By number of rows."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def resume(self, before: "ModelRecord") -> None:
+        """Go on where the record of an earlier session of the version ended."""
+        with self.lock:
+            for part in fields(self):
+                if part.name != "lock":
+                    setattr(self, part.name, getattr(before, part.name))
 
     def batch(self, rows: int, *, collate_s: float, run_s: float, reduce_s: float) -> None:
         """Record a batch that ran."""
