@@ -5,7 +5,7 @@ import errno
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from modelfleet.api.manager.v1.model_service_pb2_grpc import add_ModelServiceSer
 from modelfleet.api.manager.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from modelfleet.api.oip.v2 import open_inference_pb2
 from modelfleet.api.oip.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from modelfleet.bundle.manifest import Task
+from modelfleet.bundle.manifest import Manifest, Task
 from modelfleet.client import AsyncClient
 from modelfleet.inference import memory_budget, session
 from modelfleet.inference.__main__ import Settings, working
@@ -227,6 +227,32 @@ async def test_what_a_version_has_answered_outlives_its_eviction(tmp_path: Path)
         await worker.manager.assign({**samples, "d@1": samples["a@1"]}, {"a": 1, "b": 1})
         await worker.manager.reported("d@1", "READY")
         assert worker.manager.reports["a@1"].traffic.request_count == 3
+
+
+async def test_a_version_that_this_release_does_not_understand_fails_alone(tmp_path: Path) -> None:
+    class Tomorrow(Manifest):
+        def to_json(self) -> str:
+            return super().to_json().replace('"task":"tensor"', '"task":"sing"')
+
+    today = graphs.tensor_bundle(graphs.affine())
+    manifest = Tomorrow.model_validate(today.bundle.manifest.model_dump())
+    tomorrow = replace(today, bundle=replace(today.bundle, manifest=manifest))
+    async with running(tmp_path) as worker:
+        await worker.manager.assign({"m@1": today}, {"m": 1})
+        await worker.manager.reported("m@1", "READY")
+
+        await worker.manager.assign({"m@1": today, "m@2": tomorrow, "n@1": today}, {"m": 2, "n": 1})
+
+        reason = (await worker.manager.reported("m@2", "FAILED")).reason
+        assert reason.startswith(
+            "This worker's release does not know the version: manifest_json: task: Input should be"
+        )
+        await worker.manager.reported("n@1", "READY")
+        assert await worker.answers("m")
+        assert await worker.answers("n")
+        await worker.manager.assign({"m@1": today, "o@1": today}, {"m": 1})
+        await worker.manager.reported("o@1", "READY")
+        assert "m@2" not in worker.manager.reports
 
 
 @pytest.fixture

@@ -38,7 +38,8 @@ class ManagerClient:
         self._workers = worker_service_pb2_grpc.WorkerServiceStub(channel)
         self._worker = worker
         self._pool = pool
-        self._known: dict[VersionKey, tuple[model_service_pb2.ModelVersion, AssignedVersion]] = {}
+        # What is assigned, and what it means; or why this release, older than the manager's, does not know.
+        self._known: dict[VersionKey, tuple[model_service_pb2.ModelVersion, AssignedVersion | str]] = {}
 
     async def assignments(self) -> AsyncIterator[Assignment]:
         """Yield the newest assignment at once and after each change, for ever: lost connections are made again."""
@@ -46,13 +47,7 @@ class ManagerClient:
         while True:
             try:
                 async for response in self._workers.WatchAssignments(request, wait_for_ready=True):
-                    try:
-                        assignment = self._assignment(response.assignment)
-                    except ModelfleetError as error:
-                        # A manifest that this release does not know: keep serving rather than die of it.
-                        _log.error("assignment not understood", error=error.message)
-                    else:
-                        yield assignment
+                    yield self._assignment(response.assignment)
             except grpc.RpcError as error:
                 _log.warning("manager lost; serving what is here", error=from_rpc_error(error).message)
             await asyncio.sleep(_RECONNECT_S)
@@ -66,7 +61,7 @@ class ManagerClient:
             self._known[key] = known if known and known[0] == version else (version, _assigned_version(key, version))
         return Assignment(
             revision=message.revision,
-            versions=tuple(assigned for _, assigned in self._known.values()),
+            versions=tuple(known for _, known in self._known.values() if isinstance(known, AssignedVersion)),
             routes=tuple(
                 Route(
                     route.model,
@@ -84,6 +79,9 @@ class ManagerClient:
             pool=self._pool,
             revision=revision,
             versions=[_status(version) for version in versions],
+        )
+        request.versions.extend(
+            _refusal(key, known) for key, (_, known) in self._known.items() if isinstance(known, str)
         )
         try:
             await self._workers.ReportStatus(request, timeout=_CALL_TIMEOUT_S)
@@ -159,6 +157,19 @@ def _translated(error: grpc.RpcError) -> ModelfleetError:
     return from_rpc_error(error)
 
 
-def _assigned_version(key: VersionKey, message: model_service_pb2.ModelVersion) -> AssignedVersion:
+def _refusal(key: VersionKey, reason: str) -> worker_service_pb2.VersionStatus:
+    return worker_service_pb2.VersionStatus(
+        model=key.model,
+        model_version=key.model_version,
+        state=version_state_pb2.VERSION_STATE_FAILED,
+        reason=f"This worker's release does not know the version: {reason}",
+    )
+
+
+def _assigned_version(key: VersionKey, message: model_service_pb2.ModelVersion) -> AssignedVersion | str:
     files = tuple(BundleFile(file.path, file.sha256, file.size) for file in message.files)
-    return AssignedVersion(key, Bundle(files, Manifest.from_json(message.manifest_json)))
+    try:
+        return AssignedVersion(key, Bundle(files, Manifest.from_json(message.manifest_json)))
+    except ModelfleetError as error:
+        _log.error("version not understood", version=str(key), error=error.message)
+        return error.message
