@@ -8,7 +8,8 @@ from modelfleet.runtime.errors import InsufficientMemoryError
 from modelfleet.runtime.memory import resident_memory
 
 _MEGABYTE = 1_000_000
-_HOST_REMEDY = "Assign fewer versions to it, give it more memory, or raise memory_bytes."
+SMALLER_BATCHES = "run smaller batches (max_batch_tokens, or max_batch_rows in a tensor model's manifest)"
+_HOST_REMEDY = f"Assign fewer versions to it, give it more memory (memory_bytes), or have it {SMALLER_BATCHES}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class MemoryBudget:
         if left.device is not None and device_bytes > left.device:
             raise _refusal(
                 f"{version} needs about {_shown(device_bytes)} of device memory {purpose}, and {_shown(left.device)} "
-                "are left. Assign fewer versions to this worker, or lower max_batch_tokens.",
+                f"are left. Assign fewer versions to this worker, or have it {SMALLER_BATCHES}.",
                 missing_device_bytes=device_bytes - left.device,
             )
 

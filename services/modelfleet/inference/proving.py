@@ -10,7 +10,7 @@ from modelfleet.bundle.golden import GoldenExample, check_outputs
 from modelfleet.inference.batching import BatchLimits, Row
 from modelfleet.inference.canary import Canary, Trial
 from modelfleet.inference.engine import Engine, Job
-from modelfleet.inference.memory_budget import MemoryBudget
+from modelfleet.inference.memory_budget import SMALLER_BATCHES, MemoryBudget
 from modelfleet.inference.models import LoadedModel, TensorModel
 from modelfleet.inference.session import RunCancellation
 from modelfleet.inference.statistics import ModelRecord
@@ -177,7 +177,7 @@ async def _answer(model: LoadedModel, engine: Engine, trial: Trial) -> list[Arra
     except OverloadedError as error:
         raise InsufficientMemoryError(
             f"{model.name} does not fit: the device's memory is full at {trial}. "
-            "Assign fewer versions to this worker, or lower max_batch_tokens."
+            f"Assign fewer versions to this worker, or have it {SMALLER_BATCHES}."
         ) from error
     except SessionFailureError as error:
         raise InvalidBundleError(f"The graph fails on {trial}: {_cause(error)}", field="model") from error

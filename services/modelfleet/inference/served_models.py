@@ -208,11 +208,20 @@ class ServedModels:
                 raise NotHeldError
             key = affinity_key.get()
             point = affinity_point(reference.model, reference.alias, key) if key else None
-            number = choice.next() if point is None else choice.at(point)
+            chosen = choice.next() if point is None else choice.at(point)
+            number = self._answering(reference.model, chosen, choice)
         version = self._versions.get(VersionKey(reference.model, number or 0))
         if version is None:
             raise NotHeldError
         return version
+
+    def _answering(self, model: str, chosen: int, choice: Choice) -> int:
+        """Return the chosen version, or where it is not READY one of the alias that is."""
+        for number in (chosen, *(target.model_version for target in choice.targets)):
+            version = self._versions.get(VersionKey(model, number))
+            if version and version.state is VersionState.READY:
+                return number
+        return chosen
 
     async def close(self) -> None:
         """End the generation of text; requests have ended by now."""

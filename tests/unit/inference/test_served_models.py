@@ -150,6 +150,20 @@ def test_a_canary_gets_its_share(model: LoadedModel) -> None:
     assert 100 < used[2] < 320  # 200 expected; beyond 7 standard deviations otherwise
 
 
+@pytest.mark.parametrize("state", [VersionState.FAILED, VersionState.WARMING, None])
+def test_while_one_of_an_alias_s_versions_cannot_answer_here_the_other_has_its_share(
+    model: LoadedModel, state: VersionState | None
+) -> None:
+    served = ServedModels()
+    ready(served, model, 1)
+    if state:
+        add(served, 2, state=state)
+    route(served, (2, 50), (1, 50))
+    for _ in range(4):
+        with served.use(ask("m")) as (key, _):
+            assert key.model_version == 1
+
+
 def test_aliases_of_a_version_are_sorted(model: LoadedModel) -> None:
     served = ServedModels()
     ready(served, model)
