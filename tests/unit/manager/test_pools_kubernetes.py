@@ -215,6 +215,17 @@ async def test_pods_that_have_ended_are_no_workers_but_tell_why_one_is_missing(a
     assert (whole.ready_replicas, whole.problem) == (2, "")
 
 
+async def test_the_image_is_the_workers_and_not_that_of_a_proxy_beside_it(api: KubernetesApi) -> None:
+    meshed = pod("worker-a")
+    meshed["spec"]["containers"] = [{"name": "proxy", "image": "mesh:1"}, *meshed["spec"]["containers"]]
+    await api.put("pods", meshed)
+
+    async with watching(api) as pools:
+        (default,) = await until(len, pools)
+
+    assert default.images == (default.workers[0].image,) == ("modelfleet/inference:0.1.0-gpu",)
+
+
 @pytest.mark.parametrize(
     ("gpu", "stored", "expected"),
     [

@@ -13,6 +13,8 @@ POOL_LABEL = "modelfleet.dev/pool"
 GPU_RESOURCE = "modelfleet.dev/gpu-resource"
 AUTOSCALER = "modelfleet.dev/autoscaler"
 
+# A mesh may put its own container before it.
+_CONTAINER = "inference"
 # What a container says while all goes well.
 _STARTING = (None, "ContainerCreating", "PodInitializing")
 _ENDED = ("Failed", "Succeeded")
@@ -134,7 +136,9 @@ def _said(condition: ApiObject) -> str:
 
 
 def _image(spec: ApiObject) -> str:
-    return str(spec["containers"][0]["image"])
+    containers = spec["containers"]
+    worker = next((container for container in containers if container["name"] == _CONTAINER), containers[0])
+    return str(worker["image"])
 
 
 def _pool_label(found: ApiObject) -> str:
