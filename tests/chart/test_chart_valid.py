@@ -7,7 +7,7 @@ from pathlib import Path
 import helm_python
 import kubernetes_validate
 import pytest
-from harness.chart import CHART, VALUES_FILES, Manifests, render_file
+from harness.chart import CHART, VALUES_FILES, Manifests, render, render_file
 
 # The oldest and newest version of Kubernetes that the chart's README names.
 KUBERNETES = ("1.30", "1.37")
@@ -32,6 +32,16 @@ def test_its_objects_are_valid_with_no_unknown_field(file: Path | None, version:
     for found in render_file(file).objects:
         if found["kind"] not in CUSTOM:
             kubernetes_validate.validate(dict(found), version, strict=True)
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_names_that_look_like_numbers_stay_text(version: str) -> None:
+    values = {"inference": {"pools": {"4090": {"autoscaling": {"enabled": True}}}}, "networkPolicy": {"enabled": True}}
+    for found in render({**values, "monitoring": {"serviceMonitor": {"enabled": True}}}, release="1e3").objects:
+        if found["kind"] not in CUSTOM:
+            kubernetes_validate.validate(dict(found), version, strict=True)
+        else:
+            assert "1e3" in found["spec"]["selector"]["matchLabels"].values()
 
 
 def test_the_validation_would_see_a_wrong_field() -> None:

@@ -10,11 +10,11 @@
 
 {{/* Labels that selectors use; they never change, since a Deployment's selector cannot. Takes root, component, pool. */}}
 {{- define "modelfleet.selectorLabels" -}}
-app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .pool }}
-modelfleet.dev/pool: {{ . }}
+modelfleet.dev/pool: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
