@@ -37,7 +37,7 @@ from modelfleet.runtime.errors import (
     InternalError,
     InvalidInputError,
     ModelfleetError,
-    NotServedHereError,
+    ModelLoadingError,
     OverloadedError,
     TokenizerNotFoundError,
 )
@@ -50,6 +50,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 class Running:
     """A worker, its manager and a client of it."""
 
+    address: str
     manager: AssigningManager
     client: AsyncClient
     health: health_pb2_grpc.HealthStub
@@ -90,7 +91,8 @@ async def running(directory: Path, **settings: Any) -> AsyncIterator[Running]:
             grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
             AsyncClient(inference=f"127.0.0.1:{server.port}", manager=address, timeout_s=10) as client,
         ):
-            yield Running(manager, client, health_pb2_grpc.HealthStub(channel), GRPCInferenceServiceStub(channel))
+            health, open_inference = health_pb2_grpc.HealthStub(channel), GRPCInferenceServiceStub(channel)
+            yield Running(f"127.0.0.1:{server.port}", manager, client, health, open_inference)
 
 
 async def test_a_version_whose_golden_examples_fail_is_not_served_and_the_one_before_stays(tmp_path: Path) -> None:
@@ -105,8 +107,25 @@ async def test_a_version_whose_golden_examples_fail_is_not_served_and_the_one_be
         reason = (await worker.manager.reported("m@2", "FAILED")).reason
         assert "m@2 on CPUExecutionProvider differs from the golden example 'first': output 'y' by 0.333" in reason
         assert await worker.answers()
-        with pytest.raises(NotServedHereError, match="could not be loaded on this worker: m@2 on CPUExecutionProvider"):
+        with pytest.raises(ModelLoadingError, match="could not be loaded on this worker: m@2 on CPUExecutionProvider"):
             await worker.answers("m@2")
+
+
+async def test_callers_of_a_replica_that_could_not_load_a_version_are_answered_by_another(
+    tmp_path: Path,
+) -> None:
+    sample = graphs.tensor_bundle(graphs.affine())
+    rotten = graphs.SampleBundle(sample.bundle, {digest: bytes(len(data)) for digest, data in sample.contents.items()})
+    async with running(tmp_path / "good") as good, running(tmp_path / "bad") as bad:
+        await good.manager.assign({"m@1": sample}, {"m": 1})
+        await good.manager.reported("m@1", "READY")
+        await bad.manager.assign({"m@1": rotten}, {"m": 1})
+        await bad.manager.reported("m@1", "FAILED")
+
+        async with AsyncClient(inference=f"ipv4:{good.address},{bad.address}", timeout_s=10) as client:
+            for _ in range(8):
+                outputs = await client.infer("m", {"x": np.ones((1, 3), np.float32)})
+                assert outputs["y"].tolist() == [[3, 3, 3]]
 
 
 async def test_what_a_version_runs_on_takes_and_has_answered_is_reported(tmp_path: Path) -> None:
@@ -342,7 +361,7 @@ async def test_an_evicted_version_that_cannot_be_loaded_again_fails_with_the_rea
 
         with monkeypatch.context() as patch:
             patch.setattr(MemoryBudget, "require", no_memory)
-            with pytest.raises(NotServedHereError, match="a@1 could not be loaded on this worker: no memory is left"):
+            with pytest.raises(ModelLoadingError, match="a@1 could not be loaded on this worker: no memory is left"):
                 await worker.answers("a")
             await worker.manager.reported("a@1", "FAILED")
         await worker.manager.reported("a@1", "READY")

@@ -17,10 +17,12 @@ from modelfleet.inference.routing import Choice, affinity_point
 from modelfleet.inference.states import VersionState, follows
 from modelfleet.inference.statistics import ModelRecord
 from modelfleet.runtime.affinity import affinity_key
-from modelfleet.runtime.errors import ModelLoadingError, NotServedHereError
+from modelfleet.runtime.errors import ModelLoadingError
 
 _log = structlog.get_logger()
 
+# Loading is tried again later and later; another replica answers at once.
+_ELSEWHERE_S = 0.1
 _COMING = frozenset({VersionState.DOWNLOADING, VersionState.VERIFYING, VersionState.WARMING})
 
 
@@ -171,13 +173,16 @@ class ServedModels:
         """
         Hold the version that a reference leads to; it is not unloaded before the block ends.
 
-        Raises NotHeldError, EvictedError, ModelLoadingError, or NotServedHereError when it could not be loaded.
+        Raises NotHeldError, EvictedError, or ModelLoadingError, also where it could not be loaded.
         """
         version = self._find(reference)
         if version.state is VersionState.FAILED:
-            raise NotServedHereError(
-                f"{version.key} could not be loaded on this worker: {version.reason}", field="model"
+            why = version.reason.rstrip(".")
+            failed = ModelLoadingError(
+                f"{version.key} could not be loaded on this worker: {why}. Retry on another replica."
             )
+            failed.retry_after_s = _ELSEWHERE_S
+            raise failed
         if version.evicted:
             raise EvictedError(version)
         if version.state is not VersionState.READY or version.model is None:

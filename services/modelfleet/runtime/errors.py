@@ -194,7 +194,7 @@ class UnavailableError(ModelfleetError):
 
 
 class ModelLoadingError(UnavailableError):
-    """The model version is assigned to this worker but is not ready yet."""
+    """The model version is assigned to this worker but is not ready, or could not be loaded; that is tried again."""
 
     reason = Reason.MODEL_LOADING
 

@@ -29,7 +29,6 @@ from modelfleet.runtime.errors import (
     BlobNotFoundError,
     ManagerUnreachableError,
     ModelLoadingError,
-    NotServedHereError,
 )
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
@@ -215,7 +214,7 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(tmp_pa
         assert worker.states()["m@1"] == "READY"
         assert worker.answering("m") == "m@1"
         await worker.until(lambda: worker.states()["m@2"] == "FAILED")
-        with pytest.raises(NotServedHereError, match="no such output"):
+        with pytest.raises(ModelLoadingError, match="no such output"):
             worker.answering("m@2")
 
 

@@ -9,7 +9,7 @@ from modelfleet.inference.assignment import AssignedVersion, Route, VersionKey, 
 from modelfleet.inference.models import LoadedModel
 from modelfleet.inference.served_models import NotHeldError, ServedModels, ServedVersion
 from modelfleet.inference.states import FOLLOWING, VersionState, follows
-from modelfleet.runtime.errors import ModelLoadingError, NotServedHereError
+from modelfleet.runtime.errors import ModelLoadingError
 
 SAMPLE = graphs.tensor_bundle(graphs.affine())
 ON_THE_WAY = [VersionState.VERIFYING, VersionState.WARMING, VersionState.READY, VersionState.DRAINING]
@@ -131,11 +131,13 @@ def test_a_version_that_waits_for_the_manager_says_so() -> None:
         pass
 
 
-def test_a_failed_version_says_why() -> None:
+def test_a_failed_version_says_why_and_asks_for_a_retry_elsewhere() -> None:
     served = ServedModels()
     add(served, state=VersionState.FAILED)
-    with pytest.raises(NotServedHereError, match=r"m@1 could not be loaded .*: it is broken"), served.use(ask("m@1")):
+    with pytest.raises(ModelLoadingError) as raised, served.use(ask("m@1")):
         pass
+    assert raised.value.message == "m@1 could not be loaded on this worker: it is broken. Retry on another replica."
+    assert raised.value.retry_after_s
 
 
 def test_a_canary_gets_its_share(model: LoadedModel) -> None:

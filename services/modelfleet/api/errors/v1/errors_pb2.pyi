@@ -49,7 +49,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STATE_CONFLICT: _ErrorReason.ValueType  # 10
     """FAILED_PRECONDITION. The operation does not fit the state of its object: deleting a version that an alias names."""
     ERROR_REASON_MODEL_LOADING: _ErrorReason.ValueType  # 11
-    """UNAVAILABLE with RetryInfo. The model version is assigned to this worker but is still loading."""
+    """UNAVAILABLE with RetryInfo. The model version is assigned to this worker but is still loading, or could not be
+    loaded there: that is tried again, and other replicas may have it.
+    """
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 12
     """UNAVAILABLE with RetryInfo. The server is shutting down; another replica answers."""
     ERROR_REASON_MANAGER_UNREACHABLE: _ErrorReason.ValueType  # 13
@@ -129,7 +131,9 @@ ERROR_REASON_NOT_SERVED_HERE: ErrorReason.ValueType  # 9
 ERROR_REASON_STATE_CONFLICT: ErrorReason.ValueType  # 10
 """FAILED_PRECONDITION. The operation does not fit the state of its object: deleting a version that an alias names."""
 ERROR_REASON_MODEL_LOADING: ErrorReason.ValueType  # 11
-"""UNAVAILABLE with RetryInfo. The model version is assigned to this worker but is still loading."""
+"""UNAVAILABLE with RetryInfo. The model version is assigned to this worker but is still loading, or could not be
+loaded there: that is tried again, and other replicas may have it.
+"""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 12
 """UNAVAILABLE with RetryInfo. The server is shutting down; another replica answers."""
 ERROR_REASON_MANAGER_UNREACHABLE: ErrorReason.ValueType  # 13
