@@ -28,8 +28,10 @@ class AssigningManager(worker_service_pb2_grpc.WorkerServiceServicer, model_serv
         self._assignment = worker_service_pb2.Assignment()
         self._changed = asyncio.Condition()
 
-    async def assign(self, versions: Mapping[str, SampleBundle], aliases: Mapping[str, int]) -> None:
-        """Assign versions by `name@number`, and the alias `stable` of models by name."""
+    async def assign(
+        self, versions: Mapping[str, SampleBundle], aliases: Mapping[str, int | Mapping[int, int]]
+    ) -> None:
+        """Assign versions by `name@number`, and `stable` by name of model: to a number, or by numbers to weights."""
         assignment = worker_service_pb2.Assignment(revision=self._assignment.revision + 1)
         for key, sample in sorted(versions.items()):
             model, _, number = key.partition("@")
@@ -46,9 +48,10 @@ class AssigningManager(worker_service_pb2_grpc.WorkerServiceServicer, model_serv
                     ],
                 )
             )
-        for model, number in sorted(aliases.items()):
-            target = worker_service_pb2.WeightedVersion(model_version=number, weight=1)
-            assignment.routes.append(worker_service_pb2.AliasRoute(model=model, alias="stable", targets=[target]))
+        for model, target in sorted(aliases.items()):
+            weights = target if isinstance(target, Mapping) else {target: 1}
+            targets = [worker_service_pb2.WeightedVersion(model_version=n, weight=w) for n, w in weights.items()]
+            assignment.routes.append(worker_service_pb2.AliasRoute(model=model, alias="stable", targets=targets))
         async with self._changed:
             self._assignment = assignment
             self._changed.notify_all()

@@ -274,6 +274,40 @@ async def test_a_version_that_this_release_does_not_understand_fails_alone(tmp_p
         assert "m@2" not in worker.manager.reports
 
 
+async def test_questions_about_a_model_take_no_turns_of_its_canary(tmp_path: Path) -> None:
+    sample = graphs.tensor_bundle(graphs.affine())
+    request = open_inference_pb2.ModelInferRequest(model_name="m")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 3]).contents.fp32_contents.extend([1, 1, 1])
+    async with running(tmp_path) as worker:
+        await worker.manager.assign({"m@1": sample, "m@2": sample}, {"m": {1: 1, 2: 1}})
+        for key in ("m@1", "m@2"):
+            await worker.manager.reported(key, "READY")
+        answered = []
+        for question in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"):
+            message = getattr(open_inference_pb2, f"{question}Request")(name="m")
+            await getattr(worker.open_inference, question)(message)
+            answered.append((await worker.open_inference.ModelInfer(request)).model_version)
+
+    assert sorted(answered) == ["1", "1", "2", "2"]
+
+
+async def test_an_evicted_version_is_ready_without_being_loaded(tmp_path: Path) -> None:
+    samples = {f"{name}@1": graphs.tensor_bundle(graphs.affine()) for name in "ab"}
+    async with running(tmp_path, max_loaded_versions=1) as worker:
+        await worker.manager.assign(samples, {"a": 1, "b": 1})
+        for key in samples:
+            await worker.manager.reported(key, "READY")
+        assert await worker.answers("a")
+        ask = worker.open_inference
+
+        assert (await ask.ModelReady(open_inference_pb2.ModelReadyRequest(name="b"))).ready
+        await ask.ModelStatistics(open_inference_pb2.ModelStatisticsRequest(name="b"))
+
+        assert await loaded(worker) == {"a@1"}
+        described = await ask.ModelMetadata(open_inference_pb2.ModelMetadataRequest(name="b"))
+        assert [spec.name for spec in described.inputs] == ["x"]
+
+
 @pytest.fixture
 def memory_of_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure as if sessions alone took memory, 50 MB each, whatever else this process does meanwhile."""

@@ -51,10 +51,10 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         del context
         reference = _reference(request.name, request.version)
         try:
-            async with self._pipeline.held(reference):
-                return pb.ModelReadyResponse(ready=True)
+            version = await self._pipeline.look_up(reference)
         except ModelfleetError:
             return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=version.state is VersionState.READY)  # evicted or not: it would answer
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         del request, context
@@ -64,29 +64,28 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         del context
-        async with self._pipeline.held(_reference(request.name, request.version)) as (key, model):
-            seen = oip_models.signature(model)
-            ready = [held for held in self._served.versions() if held.state is VersionState.READY]
-            return pb.ModelMetadataResponse(
-                name=request.name,
-                versions=[str(held.key.model_version) for held in ready if held.key.model == key.model],
-                platform=_PLATFORM,
-                inputs=[_metadata(spec) for spec in seen.inputs],
-                outputs=[_metadata(spec) for spec in seen.outputs],
-            )
+        key, model = await self._described(_reference(request.name, request.version))
+        seen = oip_models.signature(model)
+        ready = [held for held in self._served.versions() if held.state is VersionState.READY]
+        return pb.ModelMetadataResponse(
+            name=request.name,
+            versions=[str(held.key.model_version) for held in ready if held.key.model == key.model],
+            platform=_PLATFORM,
+            inputs=[_metadata(spec) for spec in seen.inputs],
+            outputs=[_metadata(spec) for spec in seen.outputs],
+        )
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
         del context
-        async with self._pipeline.held(_reference(request.name, request.version)) as (key, model):
-            return pb.ModelConfigResponse(config=self._config(key, model))
+        key, model = await self._described(_reference(request.name, request.version))
+        return pb.ModelConfigResponse(config=self._config(key, model))
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         del context
         if request.name:
-            async with self._pipeline.held(_reference(request.name, request.version)) as (key, _):
-                wanted = [held for held in self._served.versions() if held.key.model == key.model]
-                if request.version:
-                    wanted = [held for held in wanted if held.key == key]
+            named = await self._pipeline.look_up(_reference(request.name, request.version))
+            of_model = [held for held in self._served.versions() if held.key.model == named.key.model]
+            wanted = [named] if request.version else of_model
         else:
             wanted = self._served.versions()
         return pb.ModelStatisticsResponse(model_stats=[stats for held in wanted for stats in _statistics(held)])
@@ -96,9 +95,8 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         inputs = read_inputs(request)
         async with self._pipeline.held(reference) as (key, model):
             # By number from here on, so that one version answers even if the alias moves meanwhile.
-            pinned = ModelReference(key.model, None, key.model_version)
             version, outputs = await oip_models.infer(
-                self._pipeline, pinned, model.manifest.task, inputs, deadline(context)
+                self._pipeline, _pinned(key), model.manifest.task, inputs, deadline(context)
             )
         response = pb.ModelInferResponse(
             model_name=request.model_name, model_version=str(version.model_version), id=request.id
@@ -107,6 +105,14 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         raw = bool(request.raw_input_contents) or not request.inputs
         write_outputs(response, outputs, [output.name for output in request.outputs], raw=raw)
         return response
+
+    async def _described(self, reference: ModelReference) -> tuple[VersionKey, HeldModel]:
+        """Return the model to describe. Only its graph knows its tensors, so one that is evicted is loaded for that."""
+        version = await self._pipeline.look_up(reference)
+        if version.state is VersionState.READY and version.model:
+            return version.key, version.model
+        async with self._pipeline.held(_pinned(version.key)) as held:
+            return held
 
     def _config(self, key: VersionKey, model: HeldModel) -> model_config_pb2.ModelConfig:
         seen = oip_models.signature(model)
@@ -139,6 +145,10 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 def _reference(name: str, version: str) -> ModelReference:
     """Read the protocol's pair of name and version; an empty version is the alias `stable`, or what the name says."""
     return ModelReference.parse(f"{name}@{version}" if version else name, field="model_name")
+
+
+def _pinned(key: VersionKey) -> ModelReference:
+    return ModelReference(key.model, None, key.model_version)
 
 
 def _shape(spec: TensorSpec) -> list[int]:

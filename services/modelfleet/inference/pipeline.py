@@ -24,7 +24,7 @@ from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.engine import Engine
 from modelfleet.inference.models import HeldModel, TensorModel, TextModel
 from modelfleet.inference.results import Classified, Embedded, Extracted, Inferred, Reranked
-from modelfleet.inference.served_models import EvictedError, NotHeldError, ServedModels
+from modelfleet.inference.served_models import EvictedError, NotHeldError, ServedModels, ServedVersion
 from modelfleet.inference.tasks import classify, embed, entities, rerank, tensors, windows
 from modelfleet.inference.tensor_spec import Array
 from modelfleet.inference.token_ids import check_token_ids
@@ -190,15 +190,28 @@ class Pipeline:
                     reference = ModelReference(key.model, None, key.model_version)
                     await self._served.brought_back(evicted.version)
         except NotHeldError:
-            await self._registry.check_registered(reference)
-            raise NotServedHereError(
-                f"{reference} is registered but not served by this worker. Ask one of another pool.",
-                field="model",
-            ) from None
+            raise await self._not_held(reference) from None
         try:
             yield held
         finally:
             use.__exit__(None, None, None)
+
+    async def look_up(self, reference: ModelReference) -> ServedVersion:
+        """
+        Return the version that a reference leads to, in any state. It is not used: what is evicted stays so.
+
+        Raises NotFoundError, NotServedHereError.
+        """
+        try:
+            return self._served.look_up(reference)
+        except NotHeldError:
+            raise await self._not_held(reference) from None
+
+    async def _not_held(self, reference: ModelReference) -> NotServedHereError:
+        await self._registry.check_registered(reference)
+        return NotServedHereError(
+            f"{reference} is registered but not served by this worker. Ask one of another pool.", field="model"
+        )
 
     @asynccontextmanager
     async def _text_model(self, reference: ModelReference, task: Task) -> AsyncIterator[tuple[VersionKey, TextModel]]:

@@ -41,6 +41,10 @@ class Choice:
                 return target.model_version
         return self.targets[-1].model_version
 
+    def largest(self) -> int:
+        """Return the number of the version with the largest weight; that takes no turn."""
+        return max(self.targets, key=lambda target: target.weight).model_version
+
 
 def affinity_point(model: str, alias: str, key: str) -> float:
     """

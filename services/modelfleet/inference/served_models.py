@@ -168,6 +168,14 @@ class ServedModels:
             if route.model == key.model and any(target.model_version == key.model_version for target in route.targets)
         )
 
+    def look_up(self, reference: ModelReference) -> ServedVersion:
+        """
+        Return the version that a reference leads to, most often where it leads to several, in any state.
+
+        That is no use of it: no turn is taken, and what is evicted stays so. Raises NotHeldError.
+        """
+        return self._find(reference, Choice.largest)
+
     @contextmanager
     def use(self, reference: ModelReference) -> Iterator[tuple[VersionKey, HeldModel]]:
         """
@@ -175,7 +183,7 @@ class ServedModels:
 
         Raises NotHeldError, EvictedError, or ModelLoadingError, also where it could not be loaded.
         """
-        version = self._find(reference)
+        version = self._find(reference, Choice.next)
         if version.state is VersionState.FAILED:
             why = version.reason.rstrip(".")
             failed = ModelLoadingError(
@@ -205,7 +213,7 @@ class ServedModels:
             if not version.in_use:
                 version.idle.set()
 
-    def _find(self, reference: ModelReference) -> ServedVersion:
+    def _find(self, reference: ModelReference, choose: Callable[[Choice], int]) -> ServedVersion:
         number = reference.model_version
         if reference.alias is not None:
             choice = self._choices.get((reference.model, reference.alias))
@@ -213,7 +221,7 @@ class ServedModels:
                 raise NotHeldError
             key = affinity_key.get()
             point = affinity_point(reference.model, reference.alias, key) if key else None
-            chosen = choice.next() if point is None else choice.at(point)
+            chosen = choose(choice) if point is None else choice.at(point)
             number = self._answering(reference.model, chosen, choice)
         version = self._versions.get(VersionKey(reference.model, number or 0))
         if version is None:

@@ -166,6 +166,18 @@ def test_while_one_of_an_alias_s_versions_cannot_answer_here_the_other_has_its_s
             assert key.model_version == 1
 
 
+def test_looking_up_a_version_is_no_use_of_it(model: LoadedModel) -> None:
+    served = ServedModels()
+    wanted: list[ServedVersion] = []
+    served.on_wanted(wanted.append)
+    first, second = ready(served, model, 1), ready(served, model, 2)
+    route(served, (1, 1), (2, 2))
+    served.evict(second)
+    assert served.look_up(ask("m")) is served.look_up(ask("m@stable")) is second  # of the largest share
+    assert served.look_up(ask("m@1")) is first
+    assert (first.last_used, second.last_used, wanted) == (0, 0, [])
+
+
 def test_aliases_of_a_version_are_sorted(model: LoadedModel) -> None:
     served = ServedModels()
     ready(served, model)

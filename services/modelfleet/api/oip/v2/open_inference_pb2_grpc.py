@@ -113,8 +113,9 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Whether a model takes requests. For a model that is unknown, not served here or still loading, the answer is OK
-        with `ready` false.
+        """Whether a model takes requests; one that waits on disk for the next does. Of an alias that leads to several
+        versions, the one with the largest weight is meant, as in ModelMetadata and ModelConfig. For a model that is
+        unknown, not served here or not loaded yet, the answer is OK with `ready` false.
 
         INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest).
         """

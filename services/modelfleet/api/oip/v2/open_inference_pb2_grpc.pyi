@@ -49,8 +49,9 @@ class GRPCInferenceServiceStub:
     its own.
     """
     ModelReady: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelReadyRequest, _open_inference_pb2.ModelReadyResponse]
-    """Whether a model takes requests. For a model that is unknown, not served here or still loading, the answer is OK
-    with `ready` false.
+    """Whether a model takes requests; one that waits on disk for the next does. Of an alias that leads to several
+    versions, the one with the largest weight is meant, as in ModelMetadata and ModelConfig. For a model that is
+    unknown, not served here or not loaded yet, the answer is OK with `ready` false.
 
     INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest).
     """
@@ -111,8 +112,9 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     its own.
     """
     ModelReady: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelReadyRequest, _open_inference_pb2.ModelReadyResponse]  # type: ignore[assignment]
-    """Whether a model takes requests. For a model that is unknown, not served here or still loading, the answer is OK
-    with `ready` false.
+    """Whether a model takes requests; one that waits on disk for the next does. Of an alias that leads to several
+    versions, the one with the largest weight is meant, as in ModelMetadata and ModelConfig. For a model that is
+    unknown, not served here or not loaded yet, the answer is OK with `ready` false.
 
     INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest).
     """
@@ -188,8 +190,9 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.ModelReadyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.ModelReadyResponse, _abc.Awaitable[_open_inference_pb2.ModelReadyResponse]]:
-        """Whether a model takes requests. For a model that is unknown, not served here or still loading, the answer is OK
-        with `ready` false.
+        """Whether a model takes requests; one that waits on disk for the next does. Of an alias that leads to several
+        versions, the one with the largest weight is meant, as in ModelMetadata and ModelConfig. For a model that is
+        unknown, not served here or not loaded yet, the answer is OK with `ready` false.
 
         INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest).
         """
