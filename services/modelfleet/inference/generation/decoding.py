@@ -34,8 +34,8 @@ _log = structlog.get_logger()
 
 # A batch that cannot be joined later waits so long for company. A prompt takes many times longer to read.
 _GATHER_S = 0.01
-# The piece in which a prompt is read that is too long for a batch, by itself.
-_PIECE_TOKENS = 128
+# The piece in which a prompt is read that is too long for a batch, by itself. Half of it takes longer for the whole.
+_PIECE_TOKENS = 64
 
 BATCH_PROMPT_TOKENS = 512
 """Tokens of prompts, padded, that a batch without paged attention may read at once, during which all others wait."""
