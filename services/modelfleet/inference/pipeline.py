@@ -9,7 +9,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -178,23 +178,20 @@ class Pipeline:
 
         Raises NotFoundError, NotServedHereError, ModelLoadingError.
         """
-        try:
-            while True:
-                try:
-                    use = self._served.use(reference)
-                    held = use.__enter__()
-                    break
-                except EvictedError as evicted:
-                    # By number from here on: the alias has chosen.
-                    key = evicted.version.key
-                    reference = ModelReference(key.model, None, key.model_version)
-                    await self._served.brought_back(evicted.version)
-        except NotHeldError:
-            raise await self._not_held(reference) from None
-        try:
+        with await self._chosen(reference) as held:
             yield held
-        finally:
-            use.__exit__(None, None, None)
+
+    async def _chosen(self, reference: ModelReference) -> AbstractContextManager[tuple[VersionKey, HeldModel]]:
+        while True:
+            try:
+                return self._served.use(reference)
+            except EvictedError as evicted:
+                # By number from here on: the alias has chosen.
+                key = evicted.version.key
+                reference = ModelReference(key.model, None, key.model_version)
+                await self._served.brought_back(evicted.version)
+            except NotHeldError:
+                raise await self._not_held(reference) from None
 
     async def look_up(self, reference: ModelReference) -> ServedVersion:
         """

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -176,10 +176,9 @@ class ServedModels:
         """
         return self._find(reference, Choice.largest)
 
-    @contextmanager
-    def use(self, reference: ModelReference) -> Iterator[tuple[VersionKey, HeldModel]]:
+    def use(self, reference: ModelReference) -> AbstractContextManager[tuple[VersionKey, HeldModel]]:
         """
-        Hold the version that a reference leads to; it is not unloaded before the block ends.
+        Choose the version that a reference leads to; enter what is returned at once, and it stays loaded until the end.
 
         Raises NotHeldError, EvictedError, or ModelLoadingError, also where it could not be loaded.
         """
@@ -198,8 +197,12 @@ class ServedModels:
             why = f": {version.reason}" if version.reason else ""
             raise ModelLoadingError(f"{version.key} {doing} on this worker ({version.state.value}){why}. Retry.")
         version.last_used = time.monotonic()
+        return self._using(version, version.model)
+
+    @contextmanager
+    def _using(self, version: ServedVersion, model: HeldModel) -> Iterator[tuple[VersionKey, HeldModel]]:
         with self.hold(version):
-            yield version.key, version.model
+            yield version.key, model
 
     @contextmanager
     def hold(self, version: ServedVersion) -> Iterator[None]:
