@@ -5,6 +5,7 @@ import struct
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -408,6 +409,26 @@ async def test_what_cannot_be_inferred_is_refused(
 ) -> None:
     await refused(worker, worker.open_inference.ModelInfer(message), INVALID, says, field=field)
     await still_embeds(worker)
+
+
+async def test_what_is_asked_for_wrongly_costs_no_run(worker: Worker) -> None:
+    async def executions() -> int:
+        everything = await worker.open_inference.ModelStatistics(pb.ModelStatisticsRequest())
+        return sum(stats.execution_count for stats in everything.model_stats)
+
+    of_text = text_request("embedder", "1", text=["the cat"])
+    of_text.outputs.add(name="vectors")
+    too_wide = inference_pb2.EmbedRequest(model="embedder@1", texts=["the cat"], dimensions=5)
+    before = await executions()
+    for call in (
+        worker.open_inference.ModelInfer(asking_for("z")),
+        worker.open_inference.ModelInfer(of_text),
+        worker.inference.Embed(too_wide),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is INVALID
+    assert await executions() == before
 
 
 @pytest.mark.parametrize("rpc", ["ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics"])

@@ -63,7 +63,8 @@ def signature(model: HeldModel) -> Signature:
 
 def _no_form(model: HeldModel) -> WrongTaskError:
     return WrongTaskError(
-        f"{model.name} is a model of the task {model.manifest.task.value!r}, which this protocol has no form for."
+        f"{model.name} is a model of the task {model.manifest.task.value!r}, which this protocol has no form for.",
+        field="model_name",
     )
 
 

@@ -13,7 +13,7 @@ from modelfleet.client.datatypes import datatype
 from modelfleet.inference import oip_models
 from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.models import HeldModel
-from modelfleet.inference.oip_tensors import read_inputs, write_outputs
+from modelfleet.inference.oip_tensors import read_inputs, wanted_outputs, write_outputs
 from modelfleet.inference.pipeline import Pipeline
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.servicer import deadline
@@ -94,6 +94,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         reference = _reference(request.model_name, request.model_version)
         inputs = read_inputs(request)
         async with self._pipeline.held(reference) as (key, model):
+            wanted = wanted_outputs(request, oip_models.signature(model).outputs)
             # By number from here on, so that one version answers even if the alias moves meanwhile.
             version, outputs = await oip_models.infer(
                 self._pipeline, _pinned(key), model.manifest.task, inputs, deadline(context)
@@ -103,7 +104,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         )
         # A request without data of either kind cannot tell how it wants its answer: raw is what all clients read.
         raw = bool(request.raw_input_contents) or not request.inputs
-        write_outputs(response, outputs, [output.name for output in request.outputs], raw=raw)
+        write_outputs(response, outputs, wanted, raw=raw)
         return response
 
     async def _described(self, reference: ModelReference) -> tuple[VersionKey, HeldModel]:

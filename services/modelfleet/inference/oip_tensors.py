@@ -8,7 +8,7 @@ import numpy as np
 
 from modelfleet.api.oip.v2 import open_inference_pb2 as pb
 from modelfleet.client.datatypes import DATATYPES, as_bytes, bytes_array, datatype, from_raw, to_raw
-from modelfleet.inference.tensor_spec import Array
+from modelfleet.inference.tensor_spec import Array, TensorSpec
 from modelfleet.runtime.errors import InvalidInputError
 
 
@@ -32,19 +32,26 @@ def read_inputs(request: pb.ModelInferRequest) -> dict[str, Array]:
     return inputs
 
 
+def wanted_outputs(request: pb.ModelInferRequest, specs: Sequence[TensorSpec]) -> list[str]:
+    """Return the outputs to answer, in order. Raises InvalidInputError for one that the model does not have."""
+    names = [spec.name for spec in specs]
+    wanted = [output.name for output in request.outputs]
+    if unknown := sorted(set(wanted) - set(names)):
+        raise InvalidInputError(
+            f"The model has no output {unknown[0]!r}. Its outputs are {', '.join(names)}.", field="outputs"
+        )
+    return wanted or names
+
+
 def write_outputs(
     response: pb.ModelInferResponse, outputs: Mapping[str, Array], wanted: Sequence[str], *, raw: bool
 ) -> None:
     """
-    Add the wanted outputs to a response, or all where none is wanted by name.
+    Add the wanted outputs to a response.
 
     `raw` answers in raw_output_contents, as the request came; FP16 always does, since typed contents lack it.
     """
-    if unknown := sorted(set(wanted) - set(outputs)):
-        raise InvalidInputError(
-            f"The model has no output {unknown[0]!r}. Its outputs are {', '.join(outputs)}.", field="outputs"
-        )
-    chosen = {name: outputs[name] for name in wanted} if wanted else outputs
+    chosen = {name: outputs[name] for name in wanted}
     raw = raw or any(array.dtype == np.float16 for array in chosen.values())
     for name, array in chosen.items():
         tensor = response.outputs.add(name=name, datatype=datatype(array.dtype), shape=array.shape)

@@ -100,15 +100,12 @@ class Pipeline:
         normalize: bool | None = None,
     ) -> Embedded:
         """Return one vector a text. `dimensions` keeps only leading ones; `normalize` None follows the manifest."""
+        _require_not_negative("dimensions", dimensions)
         async with self._text_model(reference, Task.EMBED) as (version, model):
+            _require_dimensions(dimensions, version, model.output.shape[-1])
             tokens = await self._tokens(version, model, text, deadline)
             vectors = np.stack(await self._run(model, tokens, deadline))
-            if not 0 <= dimensions <= vectors.shape[1]:
-                raise InvalidInputError(
-                    f"dimensions is {dimensions}; {version} has {vectors.shape[1]}. Ask for 1 to {vectors.shape[1]}, "
-                    "or 0 for all.",
-                    field="dimensions",
-                )
+            _require_dimensions(dimensions, version, vectors.shape[1])  # not every graph says how many it has
             normalizes = model.manifest.normalize if normalize is None else normalize
             assembled = embed.assemble(
                 vectors, tokens.lengths, tokens.window_counts, dimensions=dimensions, normalize=normalizes
@@ -319,6 +316,13 @@ def _wrong_task(version: VersionKey, has: Task, wanted: Task) -> WrongTaskError:
         f"{version} is a model of the task {has.value!r}, not {wanted.value!r}. Call the RPC of its task.",
         field="model",
     )
+
+
+def _require_dimensions(wanted: int, version: VersionKey, has: int | None) -> None:
+    if has is not None and wanted > has:
+        raise InvalidInputError(
+            f"dimensions is {wanted}; {version} has {has}. Ask for 1 to {has}, or 0 for all.", field="dimensions"
+        )
 
 
 def _require_not_negative(field: str, value: int) -> None:
