@@ -167,6 +167,15 @@ def echo(dtype: int) -> ModelProto:
     )
 
 
+def scalars() -> ModelProto:
+    """y = x, float [any]: a batch of numbers."""
+    return _model(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [_value("x", _FLOAT, ["batch"])],
+        [_value("y", _FLOAT, ["batch"])],
+    )
+
+
 def slow() -> ModelProto:
     """y = x, float [any, 1], after as many matrix products (about 10 us each) as the largest x says."""
     step = helper.make_graph(

@@ -47,6 +47,7 @@ MODELS = {
     "affine@1": graphs.tensor_bundle(graphs.affine()),
     "gaps@1": graphs.tensor_bundle(graphs.affine(), allow_nan=True),
     "fixed@1": graphs.tensor_bundle(graphs.fixed_batch()),
+    "scalars@1": graphs.tensor_bundle(graphs.scalars()),
     "two@1": graphs.tensor_bundle(graphs.two_inputs()),
     "image@1": graphs.tensor_bundle(graphs.image()),
     "strings@1": graphs.tensor_bundle(graphs.echo(TensorProto.STRING)),
@@ -165,6 +166,14 @@ async def test_the_config_of_a_graph_of_fixed_size_says_that_it_does_not_batch(w
     assert config.max_batch_size == 0
     assert [list(spec.dims) for spec in (*config.input, *config.output)] == [[2, 3], [1, 3]]
     assert not config.HasField("dynamic_batching")
+
+
+async def test_tensors_have_the_shape_that_the_config_says_where_a_batch_is_all_their_shape(worker: Worker) -> None:
+    config = (await worker.open_inference.ModelConfig(pb.ModelConfigRequest(name="scalars"))).config
+    assert config.max_batch_size == 0  # dims are the whole shape then
+    assert [list(spec.dims) for spec in (*config.input, *config.output)] == [[-1], [-1]]
+    answer = await worker.open_inference.ModelInfer(request("scalars", x=np.array([1, 2, 3], np.float32)))
+    assert raw_outputs(answer) == {"y": [1, 2, 3]}
 
 
 async def test_statistics_count_requests_rows_and_batches(worker: Worker) -> None:

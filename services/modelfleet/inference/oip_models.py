@@ -31,7 +31,11 @@ _TEXT = TensorSpec("text", _BYTES, (None, 1))
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A model's tensors, batch dimension included. `batches`: whether the first dimension is one."""
+    """
+    A model's tensors, batch dimension included. `batches`: whether the first dimension is one, with others behind it.
+
+    A configuration gives those behind it alone. It cannot give none, so a graph of batches of scalars has whole shapes.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -41,7 +45,8 @@ class Signature:
 def signature(model: HeldModel) -> Signature:
     """Return how a loaded model is seen."""
     if isinstance(model, TensorModel):
-        return Signature(model.session.inputs, model.session.outputs, model.batches)
+        inputs, outputs = model.session.inputs, model.session.outputs
+        return Signature(inputs, outputs, model.batches and all(len(spec.shape) > 1 for spec in (*inputs, *outputs)))
     if not isinstance(model, TextModel):
         raise _no_form(model)
     labels = len(model.manifest.labels)

@@ -124,15 +124,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             backend=_BACKEND,
             max_batch_size=self._max_batch if seen.batches else 0,
             input=[
-                model_config_pb2.ModelInput(
-                    name=spec.name, data_type=_data_type(spec), dims=_shape(spec)[first:] or [1]
-                )
+                model_config_pb2.ModelInput(name=spec.name, data_type=_data_type(spec), dims=_shape(spec)[first:])
                 for spec in seen.inputs
             ],
             output=[
-                model_config_pb2.ModelOutput(
-                    name=spec.name, data_type=_data_type(spec), dims=_shape(spec)[first:] or [1]
-                )
+                model_config_pb2.ModelOutput(name=spec.name, data_type=_data_type(spec), dims=_shape(spec)[first:])
                 for spec in seen.outputs
             ],
             version_policy=model_config_pb2.ModelVersionPolicy(
