@@ -14,6 +14,7 @@ from modelfleet.client.errors import from_rpc_error
 from modelfleet.runtime import errors
 from modelfleet.runtime.errors import ModelfleetError
 from modelfleet.runtime.status import CODES
+from modelfleet.runtime.telemetry import new_request_id
 
 REQUEST_ID = (("x-request-id", "id-of-the-test"),)
 
@@ -131,6 +132,25 @@ async def test_a_call_without_request_id_gets_one() -> None:
 
     assert all(ids)
     assert ids[0] != ids[1]
+
+
+@pytest.mark.parametrize("given", ["", "two words", "A" * 513, "A" * 3000])
+async def test_an_id_that_could_not_travel_on_is_replaced(given: str) -> None:
+    async with connected(Scripted(unary=raising(errors.InternalError("x")))) as stub:
+        call = stub.GetModel(pb.GetModelRequest(), metadata=(("x-request-id", given),))
+        replaced = from_rpc_error(await failure(call)).request_id
+
+    assert replaced
+    assert replaced != given
+    assert len(replaced) == len(new_request_id())
+
+
+async def test_an_id_of_another_systems_making_is_kept() -> None:
+    given = "Root=1-67891233/abc+def==:7," + "x" * 400
+    async with connected(Scripted(unary=raising(errors.InternalError("x")))) as stub:
+        call = stub.GetModel(pb.GetModelRequest(), metadata=(("x-request-id", given),))
+
+        assert from_rpc_error(await failure(call)).request_id == given
 
 
 async def test_a_handler_that_aborts_by_itself_keeps_its_status() -> None:

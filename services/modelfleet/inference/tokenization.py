@@ -150,7 +150,8 @@ class Tokenization:
             _reject(group, DeadlineExpiredError("The deadline passed before the text was tokenized. Allow more time."))
             return
         tracing.follow_trace(group[0].trace)  # a span has one parent: the others' stage shows how long they waited
-        telemetry.request_id.set(",".join([one.request_id for one in group[:_LOGGED_IDS]]))
+        ids = ",".join([one.request_id for one in group[:_LOGGED_IDS]])
+        telemetry.request_id.set(ids[: telemetry.LONGEST_REQUEST_ID])
         try:
             tokens = await self._tokenizer.tokenize(options, texts, pairs, timeout_s)
         except InvalidInputError as error:

@@ -171,7 +171,7 @@ class _Call:
         self._context = context
         self._started = time.perf_counter()
         metadata = dict(context.invocation_metadata() or ())
-        self._request_id = str(metadata.get(telemetry.REQUEST_ID_HEADER) or telemetry.new_request_id())
+        self._request_id = telemetry.accepted_request_id(str(metadata.get(telemetry.REQUEST_ID_HEADER, "")))
         telemetry.request_id.set(self._request_id)
         affinity_key.set(str(metadata.get(AFFINITY_HEADER, "")))
         self._span = start_call(method, metadata)

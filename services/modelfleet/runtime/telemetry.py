@@ -1,6 +1,7 @@
 """Logs and metrics: JSON lines on standard error, Prometheus on a port of its own, one request id through all."""
 
 import logging
+import re
 import secrets
 import sys
 from contextvars import ContextVar
@@ -11,6 +12,8 @@ import structlog
 from modelfleet.runtime.tracing import outgoing_trace, trace_id
 
 REQUEST_ID_HEADER = "x-request-id"
+LONGEST_REQUEST_ID = 512
+_REQUEST_ID = re.compile(rf"[!-~]{{1,{LONGEST_REQUEST_ID}}}")
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 # From 0.5 ms to a minute, about 2x apart: short enough for a cache hit, long enough for a queue under overload.
@@ -29,6 +32,11 @@ REJECTIONS = prometheus_client.Counter(
 def new_request_id() -> str:
     """Return 16 random hexadecimal digits."""
     return secrets.token_hex(8)
+
+
+def accepted_request_id(given: str) -> str:
+    """Return a caller's id where it can travel on beside others: printable ASCII, not long. Otherwise a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else new_request_id()
 
 
 def outgoing_metadata() -> tuple[tuple[str, str], ...]:

@@ -322,3 +322,14 @@ async def test_a_shared_call_carries_the_ids_of_its_requests() -> None:
     first = await in_flight(tokenizer, tokenization)
     await settled(tokenizer, first, *(asyncio.create_task(identified(name)) for name in ("one", "two")))
     assert tokenizer.request_ids[1] == "one,two"
+
+
+async def test_the_joined_ids_are_as_long_as_one_may_be() -> None:
+    tokenizer = Characters()
+    tokenization = Tokenization(tokenizer)
+    asked = [await in_flight(tokenizer, tokenization)]
+    for letter in "abcd":
+        telemetry.request_id.set(letter * 300)
+        asked.append(ask(tokenization, letter))
+    await settled(tokenizer, *asked)
+    assert tokenizer.request_ids[1] == "a" * 300 + "," + "b" * 211
