@@ -153,6 +153,21 @@ async def test_an_id_of_another_systems_making_is_kept() -> None:
         assert from_rpc_error(await failure(call)).request_id == given
 
 
+@pytest.mark.parametrize("character", ["x", "中", "😀"])
+async def test_a_long_message_is_cut_so_that_the_status_arrives(
+    character: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = errors.InvalidInputError(character * 20_000, field="model")
+    async with connected(Scripted(unary=raising(error))) as stub:
+        failed = await failure(stub.GetModel(pb.GetModelRequest()))
+
+    arrived = from_rpc_error(failed)
+    assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (type(arrived), arrived.field) == (errors.InvalidInputError, "model")
+    assert arrived.message == character * (1021 // len(character.encode())) + "..."
+    assert character * 1022 not in capsys.readouterr().out
+
+
 async def test_a_handler_that_aborts_by_itself_keeps_its_status() -> None:
     async def abort(_request: object, context: grpc.aio.ServicerContext) -> None:
         await context.abort(grpc.StatusCode.ALREADY_EXISTS, "mine")

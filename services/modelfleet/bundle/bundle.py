@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from modelfleet.bundle.manifest import Manifest
-from modelfleet.runtime.errors import InvalidBundleError
+from modelfleet.runtime.errors import InvalidBundleError, quoted
 
 GOLDEN_FILE = "golden.npz"
 
@@ -97,7 +97,7 @@ def check_path(path: str) -> None:
     clean = path == "/".join(parts) and not path.startswith("/") and ".." not in parts and "." not in parts
     if not path or not clean or "\\" in path or any(unicodedata.category(c) in _UNSAFE for c in path):
         raise InvalidBundleError(
-            f"{path!r} cannot be a file of a bundle. "
+            f"{quoted(path)} cannot be a file of a bundle. "
             "Use a relative path with '/', without '.' and '..' parts and control characters.",
             field="files",
         )
@@ -106,7 +106,9 @@ def check_path(path: str) -> None:
 def check_sha256(digest: str, *, source: str = "sha256") -> None:
     """Raise InvalidBundleError unless `digest` is 64 lower-case hexadecimal digits."""
     if not _SHA256.fullmatch(digest):
-        raise InvalidBundleError(f"{digest!r} is no SHA-256. Give 64 lower-case hexadecimal digits.", field=source)
+        raise InvalidBundleError(
+            f"{quoted(digest)} is no SHA-256. Give 64 lower-case hexadecimal digits.", field=source
+        )
 
 
 def hash_file(path: Path) -> tuple[str, int]:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from modelfleet.runtime.errors import InvalidInputError
+from modelfleet.runtime.errors import InvalidInputError, quoted
 
 DEFAULT_ALIAS = "stable"
 
@@ -41,7 +41,7 @@ def check_model_name(name: str, *, field: str = "model") -> None:
     """Raise InvalidInputError unless `name` can name a model."""
     if not _MODEL_NAME.fullmatch(name):
         raise InvalidInputError(
-            f"{name!r} cannot name a model. Use lower-case letters, digits, '-', '_' and '.', "
+            f"{quoted(name)} cannot name a model. Use lower-case letters, digits, '-', '_' and '.', "
             "at most 63 characters, a letter or digit first.",
             field=field,
         )
@@ -51,7 +51,7 @@ def check_alias_name(alias: str, *, field: str = "alias") -> None:
     """Raise InvalidInputError unless `alias` can name an alias."""
     if not _ALIAS_NAME.fullmatch(alias):
         raise InvalidInputError(
-            f"{alias!r} cannot name an alias. Use lower-case letters, digits and '-', at most 63 characters, "
+            f"{quoted(alias)} cannot name an alias. Use lower-case letters, digits and '-', at most 63 characters, "
             "a letter first; a number names a model version instead.",
             field=field,
         )

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from modelfleet.manager.blob_store import BlobStore, StoredBytes
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import BlobRow, BundleFileRow
-from modelfleet.runtime.errors import InvalidInputError
+from modelfleet.runtime.errors import InvalidInputError, quoted
 
 # A page ends after the first group of blobs with which it has read this much or taken this long.
 _PAGE_BYTES = 256 << 20
@@ -73,7 +73,7 @@ class BlobCheck:
         """
         if token and not _GROUP.fullmatch(token):
             raise InvalidInputError(
-                f"page_token {token!r} is not one that this returned. Give next_page_token of the page before, "
+                f"page_token {quoted(token)} is not one that this returned. Give next_page_token of the page before, "
                 "or none for the first page.",
                 field="page_token",
             )

@@ -39,6 +39,13 @@ Only the standard library is imported here: the bare client and the domain code 
 from enum import StrEnum
 from typing import ClassVar
 
+_QUOTED_CHARACTERS = 80
+
+
+def quoted(value: str) -> str:
+    """Return what a caller sent as a message may repeat it: of a long text, which may be private, the beginning."""
+    return repr(value) if len(value) <= _QUOTED_CHARACTERS else repr(f"{value[:_QUOTED_CHARACTERS]}...")
+
 
 class Reason(StrEnum):
     """Why a call failed: the values of `modelfleet.api.errors.v1.ErrorReason` without their prefix."""

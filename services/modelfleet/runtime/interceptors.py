@@ -198,7 +198,7 @@ class _Call:
         telemetry.REJECTIONS.labels(error.reason.value).inc()
         self._record(status.code, error.reason.value)
         _log.info(
-            "call refused", method=self._method, code=status.code.name, reason=error.reason, message=error.message
+            "call refused", method=self._method, code=status.code.name, reason=error.reason, message=status.details
         )
         await self._context.abort(status.code, status.details, (*status.trailing_metadata, *pushback(error)))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from modelfleet.runtime.errors import InvalidInputError
+from modelfleet.runtime.errors import InvalidInputError, quoted
 
 _DEFAULT_SIZE = 100
 _LARGEST_SIZE = 1000
@@ -52,7 +52,7 @@ class PageRequest:
 
     def _bad(self) -> InvalidInputError:
         return InvalidInputError(
-            f"page_token {self.token!r} is not one that this list returned. "
+            f"page_token {quoted(self.token)} is not one that this list returned. "
             "Give next_page_token of the page before, or none for the first page.",
             field="page_token",
         )

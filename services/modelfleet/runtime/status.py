@@ -12,6 +12,9 @@ from grpc_status import rpc_status
 from modelfleet.runtime.errors import ModelfleetError, Reason
 
 ERROR_DOMAIN = "modelfleet"
+# The message travels three times, as text of up to 3 bytes a byte and in base64. Callers take 8 KB of it all, and show
+# an error of their own where it is more.
+_LONGEST_MESSAGE_BYTES = 1024
 
 CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
     {
@@ -50,6 +53,7 @@ CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
 def to_status(error: ModelfleetError, request_id: str) -> grpc.Status:
     """Return the status that tells a caller of `error`: code, message, ErrorInfo, and RetryInfo or BadRequest."""
     code = CODES[error.reason]
+    message = _bounded(error.message)
     details: list[any_pb2.Any] = [
         _packed(
             error_details_pb2.ErrorInfo(
@@ -62,9 +66,9 @@ def to_status(error: ModelfleetError, request_id: str) -> grpc.Status:
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     if error.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
         details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
-    status = status_pb2.Status(code=code.value[0], message=error.message, details=details)
+    status = status_pb2.Status(code=code.value[0], message=message, details=details)
     return cast("grpc.Status", rpc_status.to_status(status))
 
 
@@ -73,6 +77,13 @@ def pushback(error: ModelfleetError) -> tuple[tuple[str, str], ...]:
     if error.retry_after_s is None:
         return ()
     return (("grpc-retry-pushback-ms", str(int(error.retry_after_s * 1000))),)
+
+
+def _bounded(message: str) -> str:
+    encoded = message.encode(errors="replace")
+    if len(encoded) <= _LONGEST_MESSAGE_BYTES:
+        return message
+    return encoded[: _LONGEST_MESSAGE_BYTES - 3].decode(errors="ignore") + "..."
 
 
 def _packed(message: error_details_pb2.ErrorInfo) -> any_pb2.Any:

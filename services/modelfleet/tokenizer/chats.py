@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, SessionFailureError
+from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, SessionFailureError, quoted
 
 _log = structlog.get_logger()
 
@@ -76,7 +76,7 @@ def check_messages(messages: Sequence[Message], max_bytes: int) -> None:
     for index, message in enumerate(messages):
         if message.role not in ROLES:
             raise InvalidInputError(
-                f"messages[{index}].role is {message.role!r}. Use one of {', '.join(ROLES)}.", field="messages"
+                f"messages[{index}].role is {quoted(message.role)}. Use one of {', '.join(ROLES)}.", field="messages"
             )
     size = sum(len(message.content.encode()) for message in messages)
     if size > max_bytes:

@@ -43,6 +43,13 @@ def test_what_is_no_reference_is_refused_with_the_field(text: str) -> None:
     assert raised.value.field == "model_name"
 
 
+@pytest.mark.parametrize("text", ["A secret text. " * 1000, "pii@" + "A secret text. " * 1000])
+def test_of_what_is_no_reference_only_the_beginning_is_repeated(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="cannot name a") as raised:
+        ModelReference.parse(text)
+    assert raised.value.message.count("secret") <= 6
+
+
 def test_an_alias_that_is_a_number_would_name_a_version() -> None:
     with pytest.raises(InvalidInputError, match="a number names a model version instead"):
         check_alias_name("7")

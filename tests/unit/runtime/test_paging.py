@@ -34,6 +34,11 @@ def test_text_that_is_no_token_is_refused(token: str) -> None:
         assert caught.value.field == "page_token"
 
 
+def test_of_text_that_is_no_token_only_the_beginning_is_repeated() -> None:
+    with pytest.raises(InvalidInputError, match=r"page_token '.{80}\.\.\.' is not one"):
+        PageRequest(0, "A secret text. " * 1000).after("things")
+
+
 @given(names.filter(bool))
 def test_token_of_another_list_is_refused(items: list[str]) -> None:
     token = page_of([*items, max(items) + "x"], PageRequest(len(items)), "others").next_token

@@ -165,6 +165,12 @@ async def test_an_unknown_role_is_refused_with_those_there_are(chats: Chats, tem
         await chats.render(templates.add(CHATML), [*HELLO, Message("wizard", "!")], {}, open_answer=True)
 
 
+async def test_of_a_long_role_only_the_beginning_is_repeated(chats: Chats, templates: Templates) -> None:
+    with pytest.raises(InvalidInputError, match=r"role is 'A secret .*\.\.\.'\. Use one of") as raised:
+        await chats.render(templates.add(CHATML), [Message("A secret text. " * 1000, "!")], {}, open_answer=True)
+    assert raised.value.message.count("secret") <= 6
+
+
 async def test_no_messages_are_refused(chats: Chats, templates: Templates) -> None:
     with pytest.raises(InvalidInputError, match="messages is empty"):
         await chats.render(templates.add(CHATML), [], {}, open_answer=True)
