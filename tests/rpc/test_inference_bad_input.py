@@ -1,6 +1,7 @@
 """What cannot be answered is refused with its code, a sentence that helps, and no harm to the worker."""
 
 import json
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -128,8 +129,19 @@ async def test_embed_refuses(worker: Worker, given: dict[str, Any], field: str, 
         (
             "Rerank",
             pb.RerankRequest(model="reranker", query=LONG, documents=[LONG], windowing=WINDOWING(stride=0)),
-            "texts[0]",
-            r"30 tokens and is repeated whole in each window of 16",
+            "query",
+            r"query has 30 tokens and is repeated whole in each window of 16",
+        ),
+        (
+            "Rerank",
+            pb.RerankRequest(
+                model="reranker",
+                query="cat",
+                documents=["the", LONG],
+                truncation=tokenizer_pb2.TRUNCATION_FORBIDDEN,
+            ),
+            "documents[1]",
+            r"query with documents\[1\] has 34 tokens, more than the 16 allowed",
         ),
         ("ListServedModels", pb.ListServedModelsRequest(page_size=-1), "page_size", "page_size is -1"),
         (
@@ -139,6 +151,12 @@ async def test_embed_refuses(worker: Worker, given: dict[str, Any], field: str, 
             "page_token '[?]' is not one that this list",
         ),
         ("ListServedModels", pb.ListServedModelsRequest(page_token="eA=="), "page_token", "is not one that this list"),
+        (
+            "ListServedModels",
+            pb.ListServedModelsRequest(page_token=urlsafe_b64encode(b"served models\nfoo@bar").decode()),
+            "page_token",
+            "is not one that this list",
+        ),
     ],
 )
 async def test_other_calls_refuse(worker: Worker, rpc: str, request_: Any, field: str, message: str) -> None:

@@ -240,7 +240,7 @@ NOT_FOUND = (errors.TokenizerNotFoundError, grpc.StatusCode.NOT_FOUND)
             pb.TokenizeRequest(tokenizer_digest=NO_TOKENIZER, texts=["a"]),
             NOT_A_BUNDLE,
             "is no tokenizer.json that can be used: ",
-            "",
+            "tokenizer_digest",
             id="no tokenizer.json",
         ),
         pytest.param(
@@ -301,8 +301,8 @@ NOT_FOUND = (errors.TokenizerNotFoundError, grpc.StatusCode.NOT_FOUND)
                 pairs=["", "", "mat " * 40_000],
             ),
             INVALID,
-            "texts[2] has 40006 tokens, more than the 40003 allowed",
-            "texts[2]",
+            "texts[2] with pairs[2] has 40006 tokens, more than the 40003 allowed",
+            "pairs[2]",
             id="forbidden truncation in a later piece",
         ),
         pytest.param(
@@ -349,7 +349,9 @@ async def test_bad_requests_to_detokenize(
 @pytest.mark.parametrize(
     ("request_", "refused", "message", "field"),
     [
-        pytest.param(pb.GetTokenizerRequest(), INVALID, "Nothing names the tokenizer", "", id="nothing"),
+        pytest.param(
+            pb.GetTokenizerRequest(), INVALID, "Nothing names the tokenizer", "tokenizer_digest", id="nothing"
+        ),
         pytest.param(pb.GetTokenizerRequest(model="No!"), INVALID, "'No!' cannot name a model", "model", id="bad name"),
         pytest.param(
             pb.GetTokenizerRequest(model="unknown"),

@@ -41,7 +41,7 @@ def from_rpc_error(error: grpc.RpcError) -> ModelfleetError:
         if isinstance(detail, error_details_pb2.RetryInfo):
             translated.retry_after_s = detail.retry_delay.ToNanoseconds() / 1e9
         elif isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations:
-            translated.field = detail.field_violations[0].field
+            translated.field = detail.field_violations[0].field or None
     return translated
 
 

@@ -28,7 +28,7 @@ from modelfleet.inference.served_models import EvictedError, NotHeldError, Serve
 from modelfleet.inference.tasks import classify, embed, entities, rerank, tensors, windows
 from modelfleet.inference.tensor_spec import Array
 from modelfleet.inference.token_ids import check_token_ids
-from modelfleet.inference.tokenization import Tokenization, TokenizeOptions, Truncation
+from modelfleet.inference.tokenization import Tokenization, TokenizeOptions, Truncation, of_documents
 from modelfleet.inference.tokens import Tokens
 from modelfleet.runtime.errors import (
     DeadlineExpiredError,
@@ -249,6 +249,8 @@ class Pipeline:
             # The engine counts what it runs; a version whose tokenizer fails never comes as far as that.
             if not isinstance(error, _NO_FAULT_OF_THE_VERSION):
                 model.record.failure(time.monotonic() - started, fault=True)
+            if query is not None and isinstance(error, InvalidInputError):
+                raise of_documents(error) from error.__cause__
             raise
         metrics.observe_tokenizing(started)
         _require_tokens(tokens, field)

@@ -137,9 +137,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         page_request = PageRequest(request.page_size, request.page_token)
         limit = page_request.limit
         left = self._served.versions()
-        if after := page_request.after(_SERVED):
-            model, _, number = after.rpartition("@")
-            left = [version for version in left if version.key > VersionKey(model, int(number))]
+        if after := page_request.after_version(_SERVED):
+            left = [version for version in left if version.key > VersionKey(*after)]
         page = Page.cut(left[: limit + 1], limit, _SERVED, key=lambda version: version.key)
         return pb.ListServedModelsResponse(
             models=[self._served_model(version) for version in page.items], next_page_token=page.next_token

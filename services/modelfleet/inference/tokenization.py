@@ -31,6 +31,7 @@ _LOGGED_IDS = 8
 # Calls of requests with equal options under way at once.
 _MOST_CALLS = 4
 # The field of an error that one text of a call is to blame for.
+_WORD_OF_PAIRS = re.compile(r"\b(?P<half>texts|pairs)\b(?P<index>\[\d+\])?")
 _NAMED_TEXT = re.compile(r"(?:texts|pairs)\[(\d+)\]")
 
 
@@ -165,6 +166,18 @@ class Tokenization:
             for one, part in zip(group, _split(tokens, [len(one.texts) for one in group]), strict=True):
                 if not one.future.done():
                     one.future.set_result(part)
+
+
+def of_documents(error: InvalidInputError) -> InvalidInputError:
+    """Return the error in the words of reranking, where all texts are one query and the pairs are documents."""
+    message, field = (_WORD_OF_PAIRS.sub(_word_of_documents, said) for said in (error.message, error.field or ""))
+    return type(error)(message, field=field)
+
+
+def _word_of_documents(word: re.Match[str]) -> str:
+    if word["half"] == "texts" and word["index"]:
+        return "query"
+    return f"documents{word['index'] or ''}"
 
 
 def _divided(group: list[_Waiting], error: InvalidInputError) -> list[list[_Waiting]]:

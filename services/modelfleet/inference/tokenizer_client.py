@@ -27,6 +27,8 @@ from modelfleet.runtime.telemetry import outgoing_metadata
 R = TypeVar("R")
 
 _CHECK_TIMEOUT_S = 30.0
+# What callers of a worker do not send: it follows from the model that they name.
+_FIELDS_OF_THE_MODEL = ("tokenizer_digest", "template_digest", "max_tokens")
 
 _log = structlog.get_logger()
 
@@ -98,6 +100,8 @@ async def _answered(method: "grpc.aio.UnaryUnaryMultiCallable[Any, R]", request:
         return await method(request, timeout=timeout, metadata=outgoing_metadata())
     except grpc.RpcError as error:
         translated = from_rpc_error(error)
+        if translated.field in _FIELDS_OF_THE_MODEL:
+            translated.field = "model"
         if isinstance(translated, ManagerUnreachableError):  # the service is there, and lacks what only the manager has
             raise translated from error
         if error.code() is grpc.StatusCode.UNAVAILABLE:

@@ -50,6 +50,16 @@ class PageRequest:
             raise self._bad()
         return None if key is None else int(key)
 
+    def after_version(self, listing: str) -> tuple[str, int] | None:
+        """Return the same for a list whose keys are `model@number`."""
+        key = self.after(listing)
+        if key is None:
+            return None
+        model, _, number = key.rpartition("@")
+        if not _NUMBER.fullmatch(number):
+            raise self._bad()
+        return model, int(number)
+
     def _bad(self) -> InvalidInputError:
         return InvalidInputError(
             f"page_token {quoted(self.token)} is not one that this list returned. "

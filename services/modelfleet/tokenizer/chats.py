@@ -50,11 +50,15 @@ def parse_template(digest: str, content: bytes) -> ChatTemplate:
     Raises InvalidBundleError for a file that is neither.
     """
     if len(content) > _MOST_TEMPLATE_BYTES:
-        raise InvalidBundleError(f"The chat template {digest} has {len(content)} bytes, more than a megabyte.")
+        raise InvalidBundleError(
+            f"The chat template {digest} has {len(content)} bytes, more than a megabyte.", field="template_digest"
+        )
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
-        raise InvalidBundleError(f"The chat template {digest} is not UTF-8 at byte {error.start}.") from error
+        raise InvalidBundleError(
+            f"The chat template {digest} is not UTF-8 at byte {error.start}.", field="template_digest"
+        ) from error
     try:
         config = json.loads(text)
     except ValueError:
@@ -64,7 +68,9 @@ def parse_template(digest: str, content: bytes) -> ChatTemplate:
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     if not isinstance(template, str):
-        raise InvalidBundleError(f"The file {digest} has no chat_template. Add one to the model and push it again.")
+        raise InvalidBundleError(
+            f"The file {digest} has no chat_template. Add one to the model and push it again.", field="template_digest"
+        )
     tokens = {key: value for key, value in config.items() if key.endswith("_token") and isinstance(value, str)}
     return ChatTemplate(template, tokens)
 
@@ -148,7 +154,8 @@ class Chats:
             )
         if "broken" in answer:
             raise InvalidBundleError(
-                f"The model's chat template {digest} fails: {answer['broken']}. Correct it and push the model again."
+                f"The model's chat template {digest} fails: {answer['broken']}. Correct it and push the model again.",
+                field="template_digest",
             )
         return answer["text"]
 
@@ -174,6 +181,7 @@ class Chats:
             raise InvalidBundleError(
                 f"The model's chat template {digest} did not end within {self._timeout_s:g} s: it may loop for ever. "
                 "Correct it and push the model again.",
+                field="template_digest",
             )
 
     async def _check_ends(self, digest: str, template: ChatTemplate, values: Mapping[str, Any]) -> None:
@@ -206,7 +214,9 @@ class Chats:
             raise
         if not line:
             await self._kill(process)
-            raise InvalidBundleError("The model's chat template ended the process that renders it.")
+            raise InvalidBundleError(
+                "The model's chat template ended the process that renders it.", field="template_digest"
+            )
         answer: dict[str, str] = json.loads(line)
         return answer
 

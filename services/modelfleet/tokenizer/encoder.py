@@ -137,7 +137,8 @@ def _encode_whole(
         return encode_batch(inputs, add_special_tokens=options.special_tokens)
     except Exception as error:  # the library raises bare Exception, such as for a vocabulary without its [UNK]
         raise InvalidBundleError(
-            f"Tokenizer {tokenizer.digest} failed: {error}. Push the model with a repaired tokenizer.json."
+            f"Tokenizer {tokenizer.digest} failed: {error}. Push the model with a repaired tokenizer.json.",
+            field="tokenizer_digest",
         ) from error
 
 
@@ -164,10 +165,12 @@ def _windows(encodings: Sequence[Encoding], options: EncodingOptions, first_inde
         elif options.stride is not None:
             found.append(covered(layout, options.max_tokens, options.stride))
         elif options.truncation is Truncation.FORBIDDEN:
+            pair = f"pairs[{index}]" if layout.second else ""
             raise InvalidInputError(
-                f"texts[{index}] has {layout.length} tokens, more than the {options.max_tokens} allowed, and "
-                "truncation is forbidden. Shorten it, or ask for windowing or another truncation.",
-                field=f"texts[{index}]",
+                f"texts[{index}]{pair and f' with {pair}'} has {layout.length} tokens, more than the "
+                f"{options.max_tokens} allowed, and truncation is forbidden. Shorten it, or ask for windowing or "
+                "another truncation.",
+                field=pair or f"texts[{index}]",
             )
         else:
             found.append([truncated(layout, options.max_tokens, options.truncation)])

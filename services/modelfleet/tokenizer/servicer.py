@@ -99,7 +99,9 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             case "model":
                 digest, tokens = await self._chat_template(ModelReference.parse(request.model))
             case _:
-                raise InvalidInputError("Nothing names the template. Give template_digest or model.")
+                raise InvalidInputError(
+                    "Nothing names the template. Give template_digest or model.", field="template_digest"
+                )
         messages = [Message(message.role, message.content) for message in request.messages]
         text = await self._chats.render(digest, messages, tokens, open_answer=not request.no_generation_prompt)
         return tokenizer_pb2.RenderChatResponse(text=text)
@@ -114,7 +116,9 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             case "model":
                 digest = await self._tokenizer_digest(ModelReference.parse(request.model))
             case _:
-                raise InvalidInputError("Nothing names the tokenizer. Give tokenizer_digest or model.")
+                raise InvalidInputError(
+                    "Nothing names the tokenizer. Give tokenizer_digest or model.", field="tokenizer_digest"
+                )
         tokenizer = await self._loaded(digest, context)
         return tokenizer_pb2.GetTokenizerResponse(
             tokenizer=tokenizer_pb2.Tokenizer(

@@ -148,7 +148,8 @@ def load_tokenizer(digest: str, content: bytes) -> LoadedTokenizer:
         )
     except Exception as error:  # the library raises bare Exception as well as ValueError
         raise InvalidBundleError(
-            f"Blob {digest} is no tokenizer.json that can be used: {error}. Push the model with a repaired one."
+            f"Blob {digest} is no tokenizer.json that can be used: {error}. Push the model with a repaired one.",
+            field="tokenizer_digest",
         ) from error
     added = library.get_added_tokens_decoder()
     return LoadedTokenizer(

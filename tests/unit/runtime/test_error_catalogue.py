@@ -93,3 +93,11 @@ def test_a_status_tells_reason_request_id_field_and_retry() -> None:
 
 def test_what_is_not_worth_a_retry_has_no_pushback() -> None:
     assert pushback(errors.InvalidInputError("no")) == ()
+
+
+@pytest.mark.parametrize("kind", [errors.InvalidInputError, errors.WrongTaskError, errors.InvalidBundleError])
+def test_an_invalid_argument_always_has_a_bad_request(kind: type[ModelfleetError]) -> None:
+    [(_, value)] = to_status(kind("What is wrong."), "id-1").trailing_metadata
+    request = error_details_pb2.BadRequest()
+    assert rpc_status.status_pb2.Status.FromString(value).details[-1].Unpack(request)
+    assert [(each.field, each.description) for each in request.field_violations] == [("", "What is wrong.")]
