@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -272,6 +273,11 @@ async def test_messages_above_the_limit_are_refused_in_both_directions() -> None
 
     assert len(fits.model.model) == limit - 100
     assert too_large_answer.code() is too_large_request.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    for failed in (too_large_answer, too_large_request):
+        error = from_rpc_error(failed)
+        assert type(error) is errors.InvalidInputError  # a retry would only fail again
+        assert re.search(r"message larger than max .*\. Send less at once", error.message)
+        assert error.retry_after_s is None
     assert fits_again.model.model == "x"
 
 

@@ -78,3 +78,10 @@ async def test_a_server_that_is_not_there_is_unavailable_and_worth_a_retry() -> 
     error = from_rpc_error(raised.value)
     assert type(error) is errors.UnavailableError
     assert error.retry_after_s
+
+
+async def test_trailers_that_are_too_large_for_a_client_are_no_overload() -> None:
+    error = await arrived(grpc.StatusCode.INTERNAL, (DETAILS, b"x" * 40_000))
+
+    assert type(error) is errors.InvalidInputError
+    assert "metadata size exceeds" in error.message

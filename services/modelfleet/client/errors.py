@@ -1,5 +1,6 @@
 """From gRPC statuses back to the errors that the services raised."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import cast
 
@@ -10,6 +11,8 @@ from google.rpc import error_details_pb2, status_pb2
 from modelfleet.runtime import errors
 from modelfleet.runtime.errors import ModelfleetError
 
+# gRPC's own words, in both directions, where it has the code of an overload: no retry will pass.
+_TOO_LARGE = re.compile(r"message larger than max|metadata size exceeds")
 _STATUS_DETAILS = "grpc-status-details-bin"
 
 # What a status means that no modelfleet service wrote, such as gRPC's own "connection refused".
@@ -34,6 +37,8 @@ def from_rpc_error(error: grpc.RpcError) -> ModelfleetError:
     details = _details(error)
     info = next((detail for detail in details if isinstance(detail, error_details_pb2.ErrorInfo)), None)
     kind = _BY_REASON.get(info.reason) if info else None
+    if not info and code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE.search(message):
+        return errors.InvalidInputError(f"{message.rstrip('.')}. Send less at once, or let both sides take more.")
     translated = (kind or _BARE_CODES.get(code, errors.InternalError))(message)
     if info:
         translated.request_id = info.metadata.get("request_id")
