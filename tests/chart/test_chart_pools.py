@@ -66,6 +66,7 @@ def test_a_worker_is_named_by_its_pod_and_told_its_pool() -> None:
         ({"memory": {"hostBytes": 8_000_000_000}}, "MODELFLEET_MEMORY_BYTES", "8000000000"),
         ({"memory": {"generationCacheBytes": 5}}, "MODELFLEET_GENERATION_CACHE_BYTES", "5"),
         ({"memory": {"maxLoadedVersions": 6}}, "MODELFLEET_MAX_LOADED_VERSIONS", "6"),
+        ({"memory": {"evictIdle": True}}, "MODELFLEET_EVICT_IDLE", "true"),
         ({"batch": {"maxStreams": 7}}, "MODELFLEET_MAX_STREAMS", "7"),
         ({"threads": 3}, "MODELFLEET_THREADS", "3"),
         ({"device": "tensorrt", "image": {"tag": "trt"}}, "MODELFLEET_DEVICE", "tensorrt"),
