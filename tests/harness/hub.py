@@ -1,20 +1,33 @@
-"""A stand-in for the Hugging Face hub: what its client asks of one to list and download a repository."""
+"""
+A stand-in for the Hugging Face hub: what its client asks of one to list and download a repository.
+
+A path is answered by `instead` where that returns something, and whole otherwise. A file that `cut_off` names loses its
+connection in the middle the first time; what is left of it can be asked for by range.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import unquote
 
+Answer = tuple[int, bytes, dict[str, str]]
+
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serving_hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, list[str]]]:
+def serving_hub(
+    repositories: Mapping[str, Mapping[str, bytes]],
+    *,
+    instead: Callable[[str], Answer | None] = lambda _: None,
+    cut_off: str = "",
+) -> Iterator[tuple[str, list[str]]]:
     """Serve files by repository and path at the revisions `main` and v1. Give the URL and the paths asked for."""
     asked: list[str] = []
+    to_cut = {cut_off} - {""}
 
     class Hub(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -31,12 +44,21 @@ def serving_hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tup
         def _answer(self, *, with_body: bool) -> None:
             path = unquote(self.path.partition("?")[0]).strip("/")
             asked.append(path)
-            status, body, headers = _found(path, repositories)
+            status, body, headers = instead(path) or _found(path, repositories)
+            start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+            if start and status == 200:
+                asked.append(f"{path} from {start}")
+                headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+                status, body = 206, body[start:]
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if with_body:
+            if with_body and any(path.endswith(name) for name in to_cut):
+                to_cut.clear()
+                self.wfile.write(body[: len(body) // 2])
+                self.close_connection = True
+            elif with_body:
                 self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -48,7 +70,7 @@ def serving_hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tup
         server.server_close()
 
 
-def _found(path: str, repositories: Mapping[str, Mapping[str, bytes]]) -> tuple[int, bytes, dict[str, str]]:
+def _found(path: str, repositories: Mapping[str, Mapping[str, bytes]]) -> Answer:
     for name, files in repositories.items():
         if path.startswith(f"api/models/{name}"):
             return _listed(name, files, path.removeprefix(f"api/models/{name}").strip("/"))
@@ -61,7 +83,7 @@ def _found(path: str, repositories: Mapping[str, Mapping[str, bytes]]) -> tuple[
     return 404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}
 
 
-def _listed(name: str, files: Mapping[str, bytes], rest: str) -> tuple[int, bytes, dict[str, str]]:
+def _listed(name: str, files: Mapping[str, bytes], rest: str) -> Answer:
     kind, _, revision = rest.partition("/")
     if kind in {"tree", "revision"} and revision.partition("/")[0] not in ("main", "v1", SHA):
         return 404, b'{"error": "Invalid rev id"}', {"X-Error-Code": "RevisionNotFound"}

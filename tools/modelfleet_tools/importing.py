@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from http import HTTPStatus
 from pathlib import Path
 
 import yaml
@@ -21,12 +22,15 @@ from modelfleet.runtime.errors import (
 )
 
 from modelfleet_tools.export.bundle_folder import new_folder, write_manifest
+from modelfleet_tools.export.quiet import first_line
 from modelfleet_tools.extras import needs_extra
 
 SCHEME = "hf://"
 _GRAPHS = ("model.onnx", "onnx/model.onnx")
 _BESIDE = ("*.json", "*.txt", "*.yaml", "*.jinja", "README.md", "LICENSE*", "NOTICE*", "1_Pooling/*")
 _NAMED = 8
+TIMEOUT_S = 30.0
+_REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,8 @@ def _from_hub(
     with needs_extra("jobs"):
         from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415  takes a while to import
         from huggingface_hub.errors import (  # noqa: PLC0415
+            GatedRepoError,
+            HfHubHTTPError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
         )
@@ -122,14 +128,22 @@ def _from_hub(
     tell(f"Asking the hub for {repository} …")
     try:
         endpoint = os.environ.get("HF_ENDPOINT")
-        found = HfApi(endpoint).model_info(repository, revision=revision)
+        found = HfApi(endpoint).model_info(repository, revision=revision, timeout=TIMEOUT_S)
         files = [sibling.rfilename for sibling in found.siblings or ()]
         chosen = chosen_graph(files, graph, source)
         weights = f"{chosen}*" if chosen else _weights(files, source)
         tell(f"Fetching {chosen or 'weights'} of revision {found.sha} …")
         folder = snapshot_download(
-            repository, revision=found.sha, allow_patterns=[*_BESIDE, weights], endpoint=endpoint
+            repository,
+            revision=found.sha,
+            allow_patterns=[*_BESIDE, weights],
+            endpoint=endpoint,
+            etag_timeout=TIMEOUT_S,
         )
+    except GatedRepoError as error:
+        raise InvalidInputError(
+            f"{repository} is gated: accept its terms on the hub, and set HF_TOKEN to a token of that account."
+        ) from error
     except RepositoryNotFoundError as error:
         raise NotFoundError(
             f"The hub has no model {repository}, or it is private: set HF_TOKEN to a token that may read it."
@@ -138,8 +152,19 @@ def _from_hub(
         raise NotFoundError(f"{repository} has no revision {revision!r}.") from error
     except ModelfleetError:
         raise
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in _REFUSED:
+            raise InvalidInputError(
+                f"The hub refuses access to {repository} ({status}). Set HF_TOKEN to a token that may read it."
+            ) from error
+        raise _unreachable(error) from error
     except Exception as error:  # the client raises what its HTTP library does, and that has changed before
-        raise UnavailableError(
-            f"The hub cannot be reached or failed: {str(error).partition(chr(10))[0]} Retry, or import a local folder."
-        ) from error
+        raise _unreachable(error) from error
     return Imported(source, found.sha, chosen, Path(folder))
+
+
+def _unreachable(error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"The hub cannot be reached or failed: {first_line(error)} Retry, or import a local folder."
+    )

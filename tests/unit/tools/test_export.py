@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from harness.hub import SHA, serving_hub
 from harness.small_tokenizers import wordpiece_json
 from modelfleet.bundle.directory import open_directory
 from modelfleet.bundle.golden import read_golden
 from modelfleet.bundle.graph import precision
 from modelfleet.bundle.manifest import Task
 from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, StateConflictError
+from modelfleet_tools.__main__ import app
 from onnx import TensorProto, helper
+from typer.testing import CliRunner
 
 pytest.importorskip("torch", reason="torch is not installed: `make test-export` installs it and runs these tests")
 
@@ -135,6 +138,22 @@ def test_neurons_are_left_out_and_a_drift_past_the_limit_leaves_nothing(tmp_path
         export(origin, tmp_path / "bundle", Compression(prune=0.5, max_drift=1e-6))
     assert not (tmp_path / "bundle").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pruned", "source"]
+
+
+def test_weights_of_a_repository_without_a_graph_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = checkpoint(tmp_path / "source", "bert")
+    files = {path.name: path.read_bytes() for path in source.iterdir()}
+    with serving_hub({"org/tiny": files}) as (url, _):
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        arguments = ["import", "hf://org/tiny", "--out", str(tmp_path / "bundle"), "--json"]
+        done = CliRunner().invoke(app, arguments)
+
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["revision"] == SHA
+    bundle, paths = open_directory(tmp_path / "bundle")
+    assert (bundle.manifest.task, bundle.manifest.license) == ("embed", "mit")
+    assert {"LICENSE", "README.md", "golden.npz"} <= paths.keys()
 
 
 def test_bad_sources_are_refused_with_what_can_be_exported(tmp_path: Path) -> None:

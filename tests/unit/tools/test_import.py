@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 from harness.bundle_graphs import identity_graph
+from harness.graphs import large
 from harness.hub import SHA, serving_hub
 from harness.small_tokenizers import wordpiece_json
 from modelfleet.bundle.directory import open_directory
@@ -93,6 +95,53 @@ def test_a_hub_that_cannot_be_reached_is_worth_a_retry(monkeypatch: pytest.Monke
 
     assert done.exit_code == 3, done.output
     assert "The hub cannot be reached or failed" in done.output
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "message"),
+    [
+        ((403, b"{}", {"X-Error-Code": "GatedRepo"}), 1, "org/tiny is gated: accept its terms on the hub, and set HF_"),
+        ((401, b"{}", {"X-Error-Message": "Invalid credentials"}), 1, "The hub refuses access to org/tiny (401)"),
+        ((500, b"oops", {}), 3, "The hub cannot be reached or failed"),
+        ((429, b"slower", {}), 3, "The hub cannot be reached or failed"),
+    ],
+)
+def test_what_a_hub_refuses_is_told_apart_from_what_a_retry_helps(
+    answer: tuple[int, bytes, dict[str, str]],
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    with serving_hub({"org/tiny": FILES}, instead=lambda _: answer) as (url, _):
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        done = run("hf://org/tiny", "--out", str(tmp_path / "bundle"))
+
+    assert (done.exit_code, message in done.output) == (code, True), done.output
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("modelfleet_tools.importing.TIMEOUT_S", 0.2)
+    over = Event()
+    with serving_hub({"org/tiny": FILES}, instead=lambda _: over.wait() and None) as (url, _):
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        done = run("hf://org/tiny", "--out", str(tmp_path / "bundle"))
+        over.set()
+
+    assert (done.exit_code, "The hub cannot be reached or failed" in done.output) == (3, True), done.output
+
+
+def test_a_download_that_is_cut_off_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    graph = large(30 << 20).SerializeToString()  # the client keeps whole pieces of 10 MB
+    with serving_hub({"org/tiny": {**FILES, "onnx/model.onnx": graph}}, cut_off="onnx/model.onnx") as (url, asked):
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        done = run("hf://org/tiny", "--out", str(tmp_path / "bundle"))
+
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "bundle/onnx/model.onnx").read_bytes() == graph
+    (resumed,) = (path for path in asked if " from " in path)
+    assert 0 < int(resumed.rpartition(" ")[2]) <= len(graph) // 2
 
 
 def test_a_local_folder_becomes_a_bundle_without_the_hub(tmp_path: Path) -> None:
