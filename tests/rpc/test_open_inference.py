@@ -2,6 +2,7 @@
 
 import json
 import struct
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from modelfleet.api.inference.v1 import inference_pb2
 from modelfleet.api.oip.v2 import model_config_pb2
 from modelfleet.api.oip.v2 import open_inference_pb2 as pb
 from modelfleet.bundle.manifest import Task
+from modelfleet.inference import oip_servicer
+from modelfleet.inference.oip_tensors import read_inputs
 from onnx import TensorProto
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -355,20 +358,21 @@ def typed(model: str, datatype: str, field: str, elements: list[Any], shape: lis
             r"first dimensions differ: \{'a': 1, 'b': 2\}",
         ),
         (affine(datatype="F4"), r"has the datatype 'F4'\. Use one of BOOL, INT8"),
-        (affine([2, 3]), r"'x' has 3 elements, and its shape \[2, 3\] holds 6"),
+        (affine([2, 3]), r"'x' of shape \[2, 3\] has 12 bytes, and its 6 elements have 24"),
         (affine([-1, 3]), r"\[-1, 3\]; no size is negative"),
-        (affine([0, 2**62]), r"3 elements, and its shape \[0, 4611686018427387904\] holds 0"),
+        (affine([0, 2**62]), r"of shape \[0, 4611686018427387904\] has 12 bytes, and its 0 elements have 0"),
         (affine([0, 2**62], raw=b""), r"cannot have the shape \[0, 4611686018427387904\]"),
-        (affine([*[1] * 70, 3]), r"cannot have the shape \[1, 1, .*maximum supported dimension"),
-        (affine(raw=b"123"), r"'x' has 3 bytes, and its shape \[1, 3\] holds 3 elements"),
+        (affine([*[1] * 70, 3]), r"'x' has 71 dimensions; a tensor has at most 64"),
+        (affine(raw=b"123"), r"'x' of shape \[1, 3\] has 3 bytes, and its 3 elements have 12"),
         (typed("int8", "INT8", "int_contents", [1, 300], [1, 2]), r"'x' has a value outside of int8"),
         (typed("uint16", "UINT16", "uint_contents", [1, 70_000], [1, 2]), r"'x' has a value outside of uint16"),
         (typed("affine", "FP32", "int_contents", [1, 2, 3], [1, 3]), r"'x' has 0 elements"),
         (typed("fp16", "FP16", "fp32_contents", [1, 2], [1, 2]), r"FP16, which is sent in raw_input_contents"),
         (typed("strings", "BYTES", "bytes_contents", [b"a", b"\xff"], [1, 2]), r"element 1 is not UTF-8"),
-        (bytes_input(b"\x05\0\0\0abc", [1]), r"'text' ends inside an element\. Raw BYTES are length-prefixed"),
-        (bytes_input(b"\x05\0", [1]), r"'text' ends inside an element"),
-        (bytes_input(raw_bytes(b"a", b"b"), [1]), r"'text' has 2 elements, and its shape \[1\] holds 1"),
+        (bytes_input(b"\x05\0\0\0abc", [1]), r"'text' .* ends inside element 0 of 1, each of which is a length"),
+        (bytes_input(b"\x05\0", [1]), r"'text' .* has 2 bytes, too few for the lengths of its 1 elements"),
+        (bytes_input(bytes(400), [101]), r"'text' .* has 400 bytes, too few for the lengths of its 101 elements"),
+        (bytes_input(raw_bytes(b"a", b"b"), [1]), r"'text' .* has 5 bytes behind its 1 elements"),
         (bytes_input(raw_bytes(b"a", b"b"), [1, 2]), r"'text' has the shape \[1, 2\]\. Send texts as"),
         (bytes_input(raw_bytes(b"ok", b"\xc3\x28"), [2]), r"'text', element 1 is not UTF-8: byte 0 is 0xc3"),
         (text_request("embedder", texts=["a"]), r"'text' is missing; there are texts"),
@@ -380,6 +384,32 @@ def typed(model: str, datatype: str, field: str, elements: list[Any], shape: lis
 async def test_tensors_that_do_not_fit_are_refused(worker: Worker, message: pb.ModelInferRequest, says: str) -> None:
     await refused(worker, worker.open_inference.ModelInfer(message), INVALID, says, field="inputs")
     await still_embeds(worker)
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (bytes_input(bytes(4 * 5000), [5000]), r"5000 texts; one request takes at most 100"),
+        (typed("strings", "BYTES", "bytes_contents", [b""] * 5000, [2500, 2]), r"2500 elements; .* at most 100"),
+        (typed("fp32", "FP32", "fp32_contents", [0] * 5000, [2500, 2]), r"2500 elements; .* at most 100"),
+    ],
+)
+async def test_inputs_of_many_elements_are_read_beside_the_event_loop(
+    worker: Worker, message: pb.ModelInferRequest, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[threading.Thread] = []
+
+    def read(request: pb.ModelInferRequest) -> dict[str, np.ndarray]:
+        readers.append(threading.current_thread())
+        return read_inputs(request)
+
+    monkeypatch.setattr(oip_servicer, "read_inputs", read)
+    with pytest.raises(grpc.aio.AioRpcError, match=says):
+        await worker.open_inference.ModelInfer(message)
+    await worker.open_inference.ModelInfer(text_request("embedder", text=["the cat"]))
+    many, few = readers
+    assert many is not threading.current_thread()
+    assert few is threading.current_thread()
 
 
 def twice(name: str) -> pb.ModelInferRequest:

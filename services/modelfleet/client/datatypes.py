@@ -51,9 +51,13 @@ def to_raw(array: Array) -> bytes:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def from_raw(raw: bytes, dtype: np.dtype[Any]) -> Array:
-    """Return the elements [n]. Raises ValueError when `raw` does not end with an element."""
-    return bytes_array(_elements(raw)) if dtype.hasobject else np.frombuffer(raw, dtype)
+def from_raw(raw: bytes, dtype: np.dtype[Any], count: int) -> Array:
+    """Return the elements [count]. Raises ValueError, which says why, when `raw` does not hold so many and no more."""
+    if dtype.hasobject:
+        return bytes_array(_elements(raw, count))
+    if len(raw) != count * dtype.itemsize:
+        raise ValueError(f"has {len(raw)} bytes, and its {count} elements have {count * dtype.itemsize}")
+    return np.frombuffer(raw, dtype)
 
 
 def bytes_array(elements: Sequence[bytes]) -> Array:
@@ -68,14 +72,21 @@ def as_bytes(element: str | bytes) -> bytes:
     return element.encode() if isinstance(element, str) else element
 
 
-def _elements(raw: bytes) -> list[bytes]:
+def _elements(raw: bytes, count: int) -> list[bytes]:
     """Each element is a little-endian uint32 length and that many bytes."""
-    elements, position = [], 0
-    while position < len(raw):
+    if count * _LENGTH.size > len(raw):
+        raise ValueError(f"has {len(raw)} bytes, too few for the lengths of its {count} elements")
+    elements: list[bytes] = []
+    position = 0
+    while len(elements) < count:
         end = position + _LENGTH.size
         end += _LENGTH.unpack_from(raw, position)[0] if end <= len(raw) else 0
         if end > len(raw):
-            raise ValueError("raw BYTES end inside an element")
+            raise ValueError(
+                f"ends inside element {len(elements)} of {count}, each of which is a length and so many bytes"
+            )
         elements.append(raw[position + _LENGTH.size : end])
         position = end
+    if position < len(raw):
+        raise ValueError(f"has {len(raw) - position} bytes behind its {count} elements")
     return elements

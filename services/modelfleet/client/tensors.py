@@ -1,5 +1,6 @@
 """Tensors of the Open Inference Protocol from and to numpy, as a client sends and gets them."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,7 +26,7 @@ def infer_outputs(response: pb.ModelInferResponse) -> dict[str, Array]:
     """Return the outputs by name: BYTES as an object array of `bytes`, BF16 widened to float32."""
     raw = response.raw_output_contents
     return {
-        tensor.name: (_from_raw(tensor.datatype, raw[index]) if raw else _from_contents(tensor)).reshape(tensor.shape)
+        tensor.name: (_from_raw(tensor, raw[index]) if raw else _from_contents(tensor)).reshape(tensor.shape)
         for index, tensor in enumerate(response.outputs)
     }
 
@@ -50,11 +51,11 @@ def _datatype(name: str, array: Array) -> str:
     return found
 
 
-def _from_raw(name: str, raw: bytes) -> Array:
-    if name == _BFLOAT16:  # the upper half of a float32
+def _from_raw(tensor: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> Array:
+    if tensor.datatype == _BFLOAT16:  # the upper half of a float32
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-    dtype, _ = DATATYPES[name]
-    array = from_raw(raw, dtype)
+    dtype, _ = DATATYPES[tensor.datatype]
+    array = from_raw(raw, dtype, math.prod(tensor.shape))
     return array if dtype.hasobject else array.astype(dtype.newbyteorder("="))
 
 

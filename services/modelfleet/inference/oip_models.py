@@ -76,7 +76,7 @@ def _no_form(model: HeldModel) -> WrongTaskError:
 async def infer(
     pipeline: Pipeline, reference: ModelReference, task: Task, inputs: Mapping[str, Array], deadline: float
 ) -> tuple[VersionKey, dict[str, Array]]:
-    """Return the version that answered and its outputs by name."""
+    """Return the version that answered and its outputs by name. Inputs hold texts as `str`, outputs as `bytes`."""
     match task:
         case Task.EMBED:
             embedded = await pipeline.embed(reference, _texts(inputs), deadline=deadline)
@@ -103,8 +103,7 @@ async def infer(
                 by_document[document.index] = document.score
             return ranked.version, {"scores": by_document}
         case _:
-            decoded = {name: _decoded_strings(name, array) for name, array in inputs.items()}
-            inferred = await pipeline.infer(reference, decoded, deadline=deadline)
+            inferred = await pipeline.infer(reference, inputs, deadline=deadline)
             return inferred.version, inferred.outputs
 
 
@@ -124,27 +123,5 @@ def _strings(inputs: Mapping[str, Array], name: str) -> list[str]:
         raise InvalidInputError(
             f"The input {name!r} has the shape {list(array.shape)}. Send texts as [n] or [n, 1].", field="inputs"
         )
-    return _decoded(name, array)
-
-
-def _decoded_strings(name: str, array: Array) -> Array:
-    """Return BYTES as the strings that graphs take, and any other array as it is."""
-    if array.dtype != _BYTES:
-        return array
-    strings = np.empty(array.size, object)
-    strings[:] = _decoded(name, array)
-    return strings.reshape(array.shape)
-
-
-def _decoded(name: str, array: Array) -> list[str]:
-    texts = []
-    for index, element in enumerate(array.ravel()):
-        try:
-            texts.append(element.decode())
-        except UnicodeDecodeError as error:
-            raise InvalidInputError(
-                f"The input {name!r}, element {index} is not UTF-8: byte {error.start} is "
-                f"0x{element[error.start]:02x}. Encode texts as UTF-8.",
-                field="inputs",
-            ) from None
+    texts: list[str] = array.ravel().tolist()
     return texts

@@ -1,5 +1,6 @@
 """GRPCInferenceService of the Open Inference Protocol: from its messages to the pipeline and back."""
 
+import asyncio
 from collections.abc import Iterator
 from importlib.metadata import version as package_version
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from modelfleet.client.datatypes import datatype
 from modelfleet.inference import oip_models
 from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.models import HeldModel
-from modelfleet.inference.oip_tensors import read_inputs, wanted_outputs, write_outputs
+from modelfleet.inference.oip_tensors import read_inputs, takes_long_to_read, wanted_outputs, write_outputs
 from modelfleet.inference.pipeline import Pipeline
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.servicer import deadline
@@ -92,7 +93,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         reference = _reference(request.model_name, request.model_version)
-        inputs = read_inputs(request)
+        inputs = (
+            (await asyncio.to_thread(read_inputs, request)) if takes_long_to_read(request) else read_inputs(request)
+        )
         async with self._pipeline.held(reference) as (key, model):
             wanted = wanted_outputs(request, oip_models.signature(model).outputs)
             # By number from here on, so that one version answers even if the alias moves meanwhile.

@@ -7,16 +7,34 @@ from typing import Any
 import numpy as np
 
 from modelfleet.api.oip.v2 import open_inference_pb2 as pb
-from modelfleet.client.datatypes import DATATYPES, as_bytes, bytes_array, datatype, from_raw, to_raw
+from modelfleet.client.datatypes import BYTES, DATATYPES, as_bytes, bytes_array, datatype, from_raw, to_raw
 from modelfleet.inference.tensor_spec import Array, TensorSpec
 from modelfleet.runtime.errors import InvalidInputError
+
+# As numpy has it.
+_MAX_DIMENSIONS = 64
+# About 1.5 us each are read one by one; more than this would hold up the event loop longer than a thread's hop.
+_INLINE_ELEMENTS = 500
+
+
+def takes_long_to_read(request: pb.ModelInferRequest) -> bool:
+    """Return whether a request has many elements that are read one by one: BYTES, and contents that are not raw."""
+    return (
+        sum(
+            math.prod(tensor.shape[:_MAX_DIMENSIONS])
+            for tensor in request.inputs
+            if tensor.datatype == BYTES or not request.raw_input_contents
+        )
+        > _INLINE_ELEMENTS
+    )
 
 
 def read_inputs(request: pb.ModelInferRequest) -> dict[str, Array]:
     """
-    Return the inputs by name; BYTES as an object array of `bytes`.
+    Return the inputs by name; BYTES as an object array of `str`.
 
-    Raises InvalidInputError for an unknown datatype, a size that is not the shape's, or an input given twice.
+    Raises InvalidInputError for an unknown datatype, a size that is not the shape's, BYTES that are not UTF-8, or an
+    input given twice.
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
@@ -62,50 +80,67 @@ def write_outputs(
             getattr(tensor.contents, DATATYPES[tensor.datatype][1]).extend(elements)
 
 
-def text_array(texts: Sequence[str]) -> Array:
-    """Return an object array of UTF-8 bytes, as BYTES outputs are held."""
-    return bytes_array([text.encode() for text in texts])
-
-
 def _read(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> Array:
     if tensor.datatype not in DATATYPES:
         raise InvalidInputError(
             f"The input {tensor.name!r} has the datatype {tensor.datatype!r}. Use one of {', '.join(DATATYPES)}.",
             field="inputs",
         )
-    shape = tuple(tensor.shape)
-    if any(size < 0 for size in shape):
-        raise InvalidInputError(
-            f"The input {tensor.name!r} has the shape {list(shape)}; no size is negative.", field="inputs"
-        )
+    shape = _shape(tensor)
     dtype, field = DATATYPES[tensor.datatype]
-    if raw is None:
-        if not field:
-            raise InvalidInputError(
-                f"The input {tensor.name!r} is FP16, which is sent in raw_input_contents.", field="inputs"
-            )
-        elements: Any = getattr(tensor.contents, field)
-        array = bytes_array(list(elements)) if dtype.hasobject else _numbers(tensor.name, elements, dtype)
-    elif dtype.hasobject:
+    if raw is not None:
         try:
-            array = from_raw(raw, dtype)
-        except ValueError:
+            array = from_raw(raw, dtype, math.prod(shape))
+        except ValueError as error:
             raise InvalidInputError(
-                f"The input {tensor.name!r} ends inside an element. Raw BYTES are length-prefixed elements.",
-                field="inputs",
+                f"The input {tensor.name!r} of shape {list(shape)} {error}.", field="inputs"
             ) from None
+    elif field:
+        elements: Any = getattr(tensor.contents, field)
+        if len(elements) != math.prod(shape):
+            raise InvalidInputError(
+                f"The input {tensor.name!r} has {len(elements)} elements, and its shape {list(shape)} holds "
+                f"{math.prod(shape)}.",
+                field="inputs",
+            )
+        array = bytes_array(list(elements)) if dtype.hasobject else _numbers(tensor.name, elements, dtype)
     else:
-        if len(raw) % dtype.itemsize:
-            raise _wrong_size(tensor.name, shape, f"{len(raw)} bytes")
-        array = from_raw(raw, dtype)
-    if len(array) != math.prod(shape):
-        raise _wrong_size(tensor.name, shape, f"{len(array)} elements")
+        raise InvalidInputError(
+            f"The input {tensor.name!r} is FP16, which is sent in raw_input_contents.", field="inputs"
+        )
     try:
-        return array.reshape(shape)
-    except ValueError as error:  # no elements in a huge shape, or too many dimensions
+        return (_decoded(tensor.name, array) if dtype.hasobject else array).reshape(shape)
+    except ValueError as error:  # no elements in a huge shape
         raise InvalidInputError(
             f"The input {tensor.name!r} cannot have the shape {list(shape)}: {error}.", field="inputs"
         ) from None
+
+
+def _shape(tensor: pb.ModelInferRequest.InferInputTensor) -> tuple[int, ...]:
+    if len(tensor.shape) > _MAX_DIMENSIONS:
+        raise InvalidInputError(
+            f"The input {tensor.name!r} has {len(tensor.shape)} dimensions; a tensor has at most {_MAX_DIMENSIONS}.",
+            field="inputs",
+        )
+    if any(size < 0 for size in tensor.shape):
+        raise InvalidInputError(
+            f"The input {tensor.name!r} has the shape {list(tensor.shape)}; no size is negative.", field="inputs"
+        )
+    return tuple(tensor.shape)
+
+
+def _decoded(name: str, elements: Array) -> Array:
+    texts = np.empty_like(elements)
+    for index, element in enumerate(elements):
+        try:
+            texts[index] = element.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(
+                f"The input {name!r}, element {index} is not UTF-8: byte {error.start} is "
+                f"0x{element[error.start]:02x}. Encode texts as UTF-8.",
+                field="inputs",
+            ) from None
+    return texts
 
 
 def _numbers(name: str, elements: Sequence[float], dtype: np.dtype[Any]) -> Array:
@@ -115,10 +150,3 @@ def _numbers(name: str, elements: Sequence[float], dtype: np.dtype[Any]) -> Arra
     if array.dtype.kind in "iu" and (array != wide).any():
         raise InvalidInputError(f"The input {name!r} has a value outside of {dtype.name}.", field="inputs")
     return array
-
-
-def _wrong_size(name: str, shape: tuple[int, ...], given: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"The input {name!r} has {given}, and its shape {list(shape)} holds {math.prod(shape)} elements.",
-        field="inputs",
-    )
