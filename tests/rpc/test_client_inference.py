@@ -1,6 +1,7 @@
 """What clients send to the inference service, and what they make of its answers."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from modelfleet.runtime.errors import (
     DeadlineExpiredError,
     DrainingError,
     InvalidInputError,
+    ModelfleetError,
     ModelNotFoundError,
     NotServedHereError,
     OverloadedError,
@@ -158,6 +160,36 @@ async def test_a_full_queue_refuses_a_small_request_at_once(
 
     assert caught.value.retry_after_s == pytest.approx(0.2)
     assert len(letters.requests) == 1
+
+
+async def test_a_timeout_is_for_all_that_a_call_asks(call: Caller, letters: Letters, targets: dict[str, str]) -> None:
+    letters.fail = lambda _: OverloadedError("The queue is full.")
+
+    with pytest.raises((OverloadedError, DeadlineExpiredError)):
+        await call(targets, "embed", "letters", ["x"] * (3 * MAX_ITEMS), timeout_s=0.5)
+
+    assert len(letters.requests) < 5  # of ten tries, whose pauses are 13 s
+
+
+async def test_the_failure_of_a_part_ends_the_others(letters: Letters, targets: dict[str, str]) -> None:
+    def fail(request: pb.EmbedRequest) -> ModelfleetError | None:
+        if request.texts[0] == "first":
+            return None
+        if request.texts[0] == "bad" and len(letters.requests) > AT_ONCE:
+            return InvalidInputError("The text is bad.")
+        return OverloadedError("The queue is full.")
+
+    letters.fail = fail
+    texts = ["first", *["x"] * (MAX_ITEMS - 1), *["y"] * (2 * MAX_ITEMS), *["bad"] * MAX_ITEMS]
+
+    with pytest.raises(InvalidInputError, match="The text is bad"):
+        await Caller(asynchronous=False)(targets, "embed", "letters", texts)
+
+    asked = len(letters.requests)
+    for thread in threading.enumerate():
+        if thread.name.startswith("modelfleet-part"):
+            await asyncio.to_thread(thread.join)
+    assert len(letters.requests) <= asked + AT_ONCE - 1  # at most what was under way
 
 
 async def test_only_a_few_parts_are_under_way_at_once() -> None:

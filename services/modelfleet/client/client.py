@@ -1,8 +1,8 @@
 """The client for threads."""
 
-import time
+import threading
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
@@ -33,7 +33,7 @@ from modelfleet.client.steps import (
     present,
 )
 from modelfleet.client.targets import targets
-from modelfleet.runtime.errors import ModelfleetError
+from modelfleet.runtime.errors import InternalError, ModelfleetError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,8 +61,9 @@ class Client:
 
     `inference`, `tokenizer` and `manager` are gRPC targets. Without them, the environment's `MODELFLEET_INFERENCE`,
     `MODELFLEET_TOKENIZER` and `MODELFLEET_MANAGER` hold, or else localhost:8001, :8002 and :8003. A target
-    `dns:///name:port` balances over all addresses of the name. A call without a `timeout_s` of its own has the
-    client's; UNAVAILABLE is tried again within it. Every failure is raised as one of `modelfleet.runtime.errors`.
+    `dns:///name:port` balances over all addresses of the name. A call's own `timeout_s` is for all of it; without one,
+    each request that it makes has the client's. UNAVAILABLE is tried again within it. Every failure is raised as one of
+    `modelfleet.runtime.errors`.
     """
 
     def __init__(
@@ -122,12 +123,14 @@ class Client:
     collect_garbage = _blocking(storage_calls.collect_garbage)
     check_blobs = _blocking(storage_calls.check_blobs)
 
-    def _run(self, procedure: Procedure[R]) -> R:
+    def _run(self, procedure: Procedure[R], ended: threading.Event | None = None) -> R:
+        """Perform the steps of a procedure; of one that is a part, only until the whole has `ended`."""
+        ended = ended or threading.Event()
         try:
             step = next(procedure)
-            while True:
+            while not ended.is_set():
                 try:
-                    outcome = self._perform(step)
+                    outcome = self._perform(step, ended)
                 except ModelfleetError as error:
                     step = procedure.throw(error)
                 else:
@@ -135,8 +138,9 @@ class Client:
         except StopIteration as done:
             result: R = done.value
             return result
+        raise InternalError("Nobody waits for this part any more: another one failed.")
 
-    def _perform(self, step: Step) -> object:
+    def _perform(self, step: Step, ended: threading.Event) -> object:
         match step:
             case Ask():
                 return self._ask(step)
@@ -145,7 +149,7 @@ class Client:
             case Upload():
                 return self._upload(step)
             case Pause():
-                time.sleep(step.seconds)
+                ended.wait(step.seconds)
                 return None
 
     def _ask(self, call: Ask) -> object:
@@ -160,10 +164,15 @@ class Client:
             raise from_call(error, call.method.service, self._targets[call.method.service]) from error
 
     def _run_all(self, procedures: Iterable[Procedure[Any]]) -> list[object]:
-        threads = ThreadPoolExecutor(AT_ONCE)
+        threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="modelfleet-part")
+        ended = threading.Event()
         try:
-            return list(threads.map(self._run, procedures))
+            parts = [threads.submit(self._run, procedure, ended) for procedure in procedures]
+            wait(parts, return_when=FIRST_EXCEPTION)
+            failed = [part for part in parts if part.done() and part.exception()]
+            return [part.result() for part in failed or parts]
         finally:
+            ended.set()
             threads.shutdown(wait=False, cancel_futures=True)
 
     def _stream(self, stream: Stream) -> Generator[GeneratedChunk, None, None]:

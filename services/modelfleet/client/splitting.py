@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 from google.protobuf.message import Message
 
 from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES
-from modelfleet.client.steps import Method, Procedure, ask, pause, run_all
+from modelfleet.client.steps import Deadline, Method, Procedure, ask, pause, run_all
 from modelfleet.runtime.errors import (
     InvalidInputError,
     ModelLoadingError,
@@ -56,17 +56,19 @@ def ask_in_parts(
 
     `request` makes the message for a model reference and a slice of the items. The version that answers the first part
     is named for all others, so that an alias which moves meanwhile does not mix two versions in one answer. Where that
-    version is unloaded before the last part, all parts are sent anew.
+    version is unloaded before the last part, all parts are sent anew. `timeout_s` is for all of it; None gives each
+    request the client's.
     """
+    deadline = Deadline(timeout_s)
     first, *rest = parts(sizes)
     if not rest:
-        return [(yield from ask(method, request(model, first), timeout_s, affinity_key=affinity_key))]
+        return [(yield from ask(method, request(model, first), deadline.left(), affinity_key=affinity_key))]
     for starts_left in reversed(range(_STARTS)):
-        response = yield from _ask_patiently(method, request(model, first), timeout_s, affinity_key)
+        response = yield from _ask_patiently(method, request(model, first), deadline, affinity_key)
         pinned = _reference(response)
         try:
             others = yield from run_all(
-                _ask_patiently(method, request(pinned, part), timeout_s, affinity_key) for part in rest
+                _ask_patiently(method, request(pinned, part), deadline, affinity_key) for part in rest
             )
         except (NotServedHereError, ModelVersionNotFoundError, ModelLoadingError):
             if not starts_left or pinned == model:
@@ -77,15 +79,18 @@ def ask_in_parts(
 
 
 def _ask_patiently(
-    method: Method[AnswerMessage], request: Message, timeout_s: float | None, affinity_key: str = ""
+    method: Method[AnswerMessage], request: Message, deadline: Deadline, affinity_key: str = ""
 ) -> Procedure[AnswerMessage]:
     """Ask again when a queue is full: a batch that is half done is worth the wait, unlike a single request."""
     for tries in range(_TRIES - 1):
         try:
-            return (yield from ask(method, request, timeout_s, affinity_key=affinity_key))
+            return (yield from ask(method, request, deadline.left(), affinity_key=affinity_key))
         except OverloadedError as error:
-            yield from pause(min((error.retry_after_s or 1) * 2**tries, _LONGEST_PAUSE_S))
-    return (yield from ask(method, request, timeout_s, affinity_key=affinity_key))
+            seconds = min((error.retry_after_s or 1) * 2**tries, _LONGEST_PAUSE_S)
+            if not deadline.allows(seconds):
+                raise
+            yield from pause(seconds)
+    return (yield from ask(method, request, deadline.left(), affinity_key=affinity_key))
 
 
 def parts(sizes: Sequence[int], max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> list[slice]:

@@ -7,6 +7,7 @@ line but those that wait. Inside one, `yield from ask(...)` reads like a call.
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +16,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from google.protobuf.message import Message
 
 from modelfleet.runtime.affinity import AFFINITY_HEADER
-from modelfleet.runtime.errors import InvalidInputError
+from modelfleet.runtime.errors import DeadlineExpiredError, InvalidInputError
 
 DEFAULT_TIMEOUT_S = 30.0
 AT_ONCE = 4
@@ -108,6 +109,33 @@ class Pause:
     """Let time pass before the next try."""
 
     seconds: float
+
+
+class Deadline:
+    """
+    When a call with a `timeout_s` of its own ends, whatever number of requests it makes.
+
+    Without one, each request has the client's: a batch may be of any size.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._end = time.monotonic() + timeout_s if timeout_s else None
+
+    def left(self) -> float | None:
+        """Return the seconds that the next request may take. Raises DeadlineExpiredError when none are left."""
+        if self._end is None:
+            return None
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise DeadlineExpiredError(
+                f"The call did not end within its {self._timeout_s:g} s. Allow it more, or send less at once."
+            )
+        return left
+
+    def allows(self, seconds: float) -> bool:
+        """Whether a request could still be made after a pause."""
+        return self._end is None or time.monotonic() + seconds < self._end
 
 
 Step: TypeAlias = Ask | All | Upload | Pause

@@ -10,7 +10,7 @@ from modelfleet.client.answers import Tokens
 from modelfleet.client.inference_calls import Truncation, truncation_value, windowing_message
 from modelfleet.client.packing import Ids, pack_sequences, unpack_ints, unpack_sequences
 from modelfleet.client.splitting import text_sizes
-from modelfleet.client.steps import Method, Procedure, Service, ask
+from modelfleet.client.steps import Deadline, Method, Procedure, Service, ask
 from modelfleet.runtime.errors import InvalidInputError
 
 _PATH = "/modelfleet.api.tokenizer.v1.TokenizerService"
@@ -37,10 +37,11 @@ def tokenize(
     `max_tokens` 0 sets no limit; longer texts are cut as `truncation` says, or covered by windows that share
     `window_stride` tokens.
     """
+    deadline = Deadline(timeout_s)
     text_sizes(texts, "texts")
     text_sizes(pairs, "pairs")
     request = pb.TokenizeRequest(
-        tokenizer_digest=(yield from _digest(model, timeout_s)),
+        tokenizer_digest=(yield from _digest(model, deadline.left())),
         texts=texts,
         pairs=pairs,
         max_tokens=max_tokens,
@@ -49,7 +50,7 @@ def tokenize(
         no_special_tokens=not special_tokens,
         with_offsets=with_offsets,
     )
-    response = yield from ask(TOKENIZE, request, timeout_s)
+    response = yield from ask(TOKENIZE, request, deadline.left())
     lengths = unpack_ints(response.lengths)
     counts = unpack_ints(response.window_counts)
     return Tokens(
@@ -69,17 +70,18 @@ def detokenize(
     timeout_s: float | None = None,
 ) -> Procedure[list[str]]:
     """Decode sequences of token ids with a model's tokenizer."""
+    deadline = Deadline(timeout_s)
     try:
         ids, lengths = pack_sequences(sequences)
     except ValueError as error:
         raise InvalidInputError(f"sequences: {error}.", field="ids") from error
     request = pb.DetokenizeRequest(
-        tokenizer_digest=(yield from _digest(model, timeout_s)),
+        tokenizer_digest=(yield from _digest(model, deadline.left())),
         ids=ids,
         lengths=lengths,
         keep_special_tokens=keep_special_tokens,
     )
-    return list((yield from ask(DETOKENIZE, request, timeout_s)).texts)
+    return list((yield from ask(DETOKENIZE, request, deadline.left())).texts)
 
 
 def _digest(model: str, timeout_s: float | None) -> Procedure[str]:
