@@ -27,6 +27,11 @@ _MODEL = {
         "alias": {"type": "string", "pattern": "^[a-z][a-z0-9-]*$", "description": "Alias that shall name it."},
         "source": {"type": "string", "pattern": "^(/|hf://|s3://).+", "description": "Folder, hf:// or s3:// URL."},
         "graph": {"type": "string", "pattern": "[.]onnx$", "description": "The graph to take of a hub's repository."},
+        "pools": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Pools that alone serve it, of `inference.pools`.",
+        },
     },
 }
 

@@ -178,6 +178,26 @@ def test_initial_models_are_pushed_after_each_install_and_upgrade() -> None:
     assert (variables["HF_HOME"], variables["TMPDIR"]) == ("/scratch/hub", "/scratch")
 
 
+def test_models_and_batches_may_have_pools_of_their_own() -> None:
+    rendered = render(
+        {
+            "inference": {"pools": {"large": {}}},
+            "models": {"initial": [{"name": "m", "source": "hf://a/b", "pools": ["large"]}]},
+            "batch": {"enabled": True, "model": "m", "pool": "large", "input": "s3://a/*", "output": "s3://b"},
+        }
+    )
+    variables = {
+        name: {one["name"]: one.get("value") for one in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+        for name, job in rendered.of("Job").items()
+    }
+    (batch,) = (found for name, found in variables.items() if "batch" in name)
+    models = variables["demo-modelfleet-models"]
+
+    assert json.loads(models["MODELFLEET_INITIAL_MODELS"])[0]["pools"] == ["large"]
+    assert models["MODELFLEET_INFERENCE"] == "dns:///demo-modelfleet-inference-headless.ml.svc:8001"
+    assert batch["MODELFLEET_INFERENCE"] == "dns:///demo-modelfleet-pool-large.ml.svc:8001"
+
+
 def test_what_a_hook_tells_is_still_there_when_it_has_ended() -> None:
     """Helm 4 prints it, and earlier ones leave it to kubectl: the Jobs and the pods of their failures stay."""
     rendered = render_file(CHART / "examples" / "production.yaml")

@@ -62,6 +62,14 @@ def with_pool(**values: object) -> dict:
         ({"inference": {"pools": {"x" * 21: {}}}}, r"up to 20 lower-case letters"),
         ({"tokenizer": {"autoscaling": {"enabled": True, "minReplicas": 50}}}, r"minReplicas is 50 and maxReplicas 10"),
         ({"models": {"initial": [{"name": "m", "source": "/models/m"}]}}, r"Set models.existingClaim"),
+        (
+            {"models": {"initial": [{"name": "m", "source": "hf://a/b", "pools": ["none"]}]}},
+            r"models.initial: m is to be served by the pool none, which is not among inference.pools: default",
+        ),
+        (
+            {"batch": {"enabled": True, "pool": "none"}},
+            r"batch.pool is none, which is not among inference.pools: default",
+        ),
         ({"batch": {"enabled": True}}, r"needs all of batch.model, batch.input and batch.output"),
         (
             {"batch": {"enabled": True, "model": "m", "input": "a", "output": "b"}},

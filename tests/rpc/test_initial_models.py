@@ -94,6 +94,16 @@ async def test_an_upgrade_leaves_aliases_that_a_rollout_has_moved_and_fetches_no
         assert await aliases(manager, "m") == {"canary": 2, "stable": 2}
 
 
+async def test_a_model_is_placed_on_the_pools_that_it_names(tmp_path: Path, folder: Path) -> None:
+    async with running_manager(tmp_path / "data") as manager:
+        model = {"name": "m", "alias": "stable", "source": str(folder), "pools": ["large"]}
+
+        assert (await run_job(manager.address, model))[0] == 0
+
+        (found,) = (await manager.models.ListModels(pb.ListModelsRequest())).models
+        assert list(found.pools) == ["large"]
+
+
 async def test_it_waits_for_a_manager_that_is_still_being_started(tmp_path: Path, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

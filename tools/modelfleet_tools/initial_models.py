@@ -40,12 +40,17 @@ _CONNECTION: "ClientConfig" = {"timeout": "1 day", "read_timeout": "30s", "allow
 
 @dataclass(frozen=True, slots=True)
 class InitialModel:
-    """A model to register: from a folder, `hf://org/name[@revision]` (of which `graph` is taken) or `s3://bucket/…`."""
+    """
+    A model to register: from a folder, `hf://org/name[@revision]` (of which `graph` is taken) or `s3://bucket/…`.
+
+    `pools` alone serve it, or all where none is named.
+    """
 
     name: str
     alias: str
     source: str
     graph: str | None = None
+    pools: tuple[str, ...] = ()
 
 
 def read_models(text: str) -> tuple[InitialModel, ...]:
@@ -68,7 +73,7 @@ def register(client: Client, model: InitialModel) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = _fetched(model, Path(scratch) / "bundle")
-        pushed = push_folder(client, folder, model.name, model.alias, timeout_s=_PUSH_TIMEOUT_S)
+        pushed = push_folder(client, folder, model.name, model.alias, pools=model.pools, timeout_s=_PUSH_TIMEOUT_S)
     tell(f"{model.name}@{model.alias} is now version {pushed.model_version.model_version}.")
 
 

@@ -42,6 +42,18 @@
 {{- end -}}
 {{- end -}}
 
+{{- $pools := keys (include "modelfleet.pools" . | fromYaml) | sortAlpha -}}
+{{- range $model := .Values.models.initial -}}
+{{- range .pools -}}
+{{- if not (has . $pools) -}}
+{{- fail (printf "models.initial: %s is to be served by the pool %s, which is not among inference.pools: %s." $model.name . (join ", " $pools)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.batch.enabled .Values.batch.pool (not (has .Values.batch.pool $pools)) -}}
+{{- fail (printf "batch.pool is %s, which is not among inference.pools: %s." .Values.batch.pool (join ", " $pools)) -}}
+{{- end -}}
+
 {{- if and .Values.models.initial (not .Values.models.existingClaim) -}}
 {{- range .Values.models.initial -}}
 {{- if hasPrefix "/" .source -}}

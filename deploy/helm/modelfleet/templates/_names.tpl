@@ -51,6 +51,11 @@ component, pool, own (further labels).
 {{- ternary (default $made $account.name) (default "default" $account.name) $account.create -}}
 {{- end -}}
 
+{{/* A target that balances over all ready pods of one pool. Takes root, pool. */}}
+{{- define "modelfleet.poolTarget" -}}
+dns:///{{ include "modelfleet.fullname" .root }}-pool-{{ .pool }}.{{ .root.Release.Namespace }}.svc:8001
+{{- end -}}
+
 {{/* A target that balances over all ready pods of a service. Takes root, component, port. */}}
 {{- define "modelfleet.target" -}}
 dns:///{{ include "modelfleet.fullname" .root }}-{{ .component }}-headless.{{ .root.Release.Namespace }}.svc:{{ .port }}
