@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -143,10 +144,10 @@ class Loader:
     def _opened(self, assigned: AssignedVersion) -> tuple[GenerativeModel, Sequence[GoldenExample]]:
         bundle, manifest, name = assigned.bundle, assigned.bundle.manifest, str(assigned.key)
         directory = self._cache.materialize(bundle)
-        weights = check_graph(directory / manifest.model, directory)
-        graph = frozenset(file for file in bundle.files if file.path in {GENAI_FILE, manifest.model, *weights})
+        weights = _graph_files(directory, manifest)
+        graph = frozenset(file for file in bundle.files if file.path in {GENAI_FILE, *weights})
         opened = self._graphs.get(graph)  # of another version, with another adapter
-        size = 0 if opened else sum((directory / path).stat().st_size for path in weights)
+        size = 0 if opened else _size(directory, weights)
         self._budget.require(name, int(_LOADING_SHARE * size), size, "to be loaded")
         before = self._budget.left()
         model = GenerativeModel(name, manifest, directory, self._options, self._generation, opened=opened)
@@ -174,12 +175,11 @@ class Loader:
         bundle, manifest, name = assigned.bundle, assigned.bundle.manifest, str(assigned.key)
         directory = self._cache.materialize(bundle)
         graph = directory / manifest.model
-        weights = check_graph(graph, directory) | {manifest.model}
+        size = _size(directory, _graph_files(directory, manifest))
         examples = read_golden(directory / bundle.golden) if bundle.golden else ()
         tolerance = manifest.golden_tolerance
         if tolerance is None:
             tolerance = DEFAULT_TOLERANCES[precision(graph)]
-        size = sum((directory / path).stat().st_size for path in weights)
         self._budget.require(name, int(_LOADING_SHARE * size), size, "to be loaded")
         before = self._budget.left()
         session = Session(graph, replace(self._options, engine_cache=self._cache.engines(bundle)))
@@ -201,3 +201,12 @@ class Loader:
         if largest:
             rows = min(rows, max(1, _LARGEST_BATCH_BYTES // largest))
         return replace(self._limits, max_tokens=rows)
+
+
+def _graph_files(directory: Path, manifest: Manifest) -> set[str]:
+    """Return the paths of a graph and of the data beside it. Raises InvalidBundleError for a graph that is corrupt."""
+    return check_graph(directory / manifest.model, directory) | {manifest.model}
+
+
+def _size(directory: Path, paths: Iterable[str]) -> int:
+    return sum((directory / path).stat().st_size for path in paths)

@@ -171,7 +171,6 @@ async def test_a_tensor_model_without_examples_is_warmed_up_and_watched_by_zeros
     model = await load(graphs.tensor_bundle(graphs.affine(), max_batch_rows=12), engine, tmp_path)
 
     assert shapes_run == [(1, 3), (3, 3), (12, 3), (1, 3)]
-    assert model.memory.host_peak_bytes > 0
     assert model.canary
     assert [answer.tolist() for answer in model.canary.expected] == [[[1, 1, 1]]]
     assert model.unwatched == ""
@@ -252,16 +251,19 @@ async def test_a_text_model_that_answers_anew_each_time_is_refused(engine: Engin
         await load(graphs.text_bundle(noisy, Task.EMBED), engine, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "sample",
+    [
+        graphs.tensor_bundle(graphs.large(4 * MEGABYTE)),
+        graphs.text_bundle(graphs.large(4 * MEGABYTE), Task.GENERATE),
+    ],
+    ids=["tensor", "generate"],
+)
 async def test_a_version_too_large_for_what_is_left_is_refused_before_it_is_loaded_with_the_figures(
-    engine: Engine, tmp_path: Path
+    engine: Engine, tmp_path: Path, sample: graphs.SampleBundle
 ) -> None:
     with pytest.raises(InsufficientMemoryError) as caught:
-        await load(
-            graphs.tensor_bundle(graphs.large(4 * MEGABYTE)),
-            engine,
-            tmp_path,
-            host_bytes=taken() + 3 * MEGABYTE,
-        )
+        await load(sample, engine, tmp_path, host_bytes=taken() + 3 * MEGABYTE)
 
     assert "m@2 needs about 6 MB of host memory to be loaded, and " in caught.value.message
     assert "MB are left on this worker" in caught.value.message
