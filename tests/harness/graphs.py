@@ -45,6 +45,28 @@ def embedder() -> ModelProto:
     )
 
 
+def embedder_of_types() -> ModelProto:
+    """Token vectors [batch, tokens, 4], to each of which that of its type, 0 or 1, is added."""
+    return _text_model(
+        VECTORS,
+        [
+            helper.make_node("Gather", ["type_table", "token_type_ids"], ["of_type"]),
+            helper.make_node("Add", ["looked_up", "of_type"], ["last_hidden_state"]),
+        ],
+        _value("last_hidden_state", _FLOAT, ["batch", "tokens", DIMENSIONS]),
+        _value("token_type_ids", _INT64, ["batch", "tokens"]),
+        type_table=np.eye(2, DIMENSIONS, dtype=np.float32),
+    )
+
+
+def embedder_of_masked_ids() -> ModelProto:
+    """As `embedder`, of ids that are computed with before they are looked up."""
+    graph = embedder()
+    graph.graph.node[0].input[1] = "masked_ids"
+    graph.graph.node.insert(0, helper.make_node("Mul", ["input_ids", "attention_mask"], ["masked_ids"]))
+    return graph
+
+
 def pooled_embedder() -> ModelProto:
     """Vectors [batch, 4]: the mean, with norm 1."""
     return _text_model(
@@ -167,6 +189,16 @@ def echo(dtype: int) -> ModelProto:
     )
 
 
+def chooser() -> ModelProto:
+    """y = the row of VECTORS of which x is the number, int64 [any] -> [any, 4]."""
+    return _model(
+        [helper.make_node("Gather", ["table", "x"], ["y"])],
+        [_value("x", _INT64, ["batch"])],
+        [_value("y", _FLOAT, ["batch", DIMENSIONS])],
+        table=VECTORS,
+    )
+
+
 def scalars() -> ModelProto:
     """y = x, float [any]: a batch of numbers."""
     return _model(
@@ -271,7 +303,11 @@ def _bundle(files: Mapping[str, bytes], manifest: Manifest) -> SampleBundle:
 
 
 def _text_model(
-    table: np.ndarray, nodes: list[object], output: ValueInfoProto, *more_inputs: ValueInfoProto
+    table: np.ndarray,
+    nodes: list[object],
+    output: ValueInfoProto,
+    *more_inputs: ValueInfoProto,
+    **constants: np.ndarray,
 ) -> ModelProto:
     """
     Return `nodes` behind those that read a table of [vocabulary, n].
@@ -293,6 +329,7 @@ def _text_model(
         [*look_up, *nodes],
         [*inputs, *more_inputs],
         [output],
+        **constants,
         table=table,
         last=np.array([-1], np.int64),
         token_axis=np.array([1], np.int64),

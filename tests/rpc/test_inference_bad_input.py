@@ -27,6 +27,8 @@ MODELS = {
     "bare@1": graphs.text_bundle(graphs.embedder(), Task.EMBED, tokenizer=WITHOUT_SPECIAL_TOKENS),
     "embedder@1": graphs.text_bundle(graphs.embedder(), Task.EMBED),
     "unchecked@1": graphs.text_bundle(graphs.embedder(), Task.EMBED, vocabulary_size=None),
+    "masked@1": graphs.text_bundle(graphs.embedder_of_masked_ids(), Task.EMBED, vocabulary_size=None),
+    "types@1": graphs.text_bundle(graphs.embedder_of_types(), Task.EMBED),
     "classifier@1": graphs.text_bundle(graphs.classifier(), Task.CLASSIFY),
     "labeller@1": graphs.text_bundle(graphs.labeller(), Task.ENTITIES),
     "reranker@1": graphs.text_bundle(graphs.cross_encoder(), Task.RERANK),
@@ -90,7 +92,17 @@ WINDOWING = tokenizer_pb2.Windowing
         ),
         (token_ids(packed(2, OUTSIDE, 3)), "token_ids.ids", rf"id {OUTSIDE} is outside .* which has {OUTSIDE} ids"),
         (token_ids(packed(2, -1, 3)), "token_ids.ids", r"id -1 is outside the model's vocabulary"),
+        (
+            {"model": "unchecked", **token_ids(packed(2, OUTSIDE, 3))},
+            "token_ids.ids",
+            rf"id {OUTSIDE} is outside .* which has {OUTSIDE} ids",
+        ),
         (token_ids(type_ids=b"\0"), "token_ids.type_ids", r"has 3 ids and 1 type_ids"),
+        (
+            {"model": "types", **token_ids(type_ids=b"\0\2\1")},
+            "token_ids.type_ids",
+            r"type id 2 is outside the model's, which are 0 to 1",
+        ),
     ],
 )
 async def test_embed_refuses(worker: Worker, given: dict[str, Any], field: str, message: str) -> None:
@@ -197,10 +209,10 @@ async def test_a_model_of_another_task_is_named_with_its_task(worker: Worker, mo
 
 
 async def test_ids_that_only_the_session_knows_to_be_outside_fail_alone_and_leak_nothing(worker: Worker) -> None:
-    request = pb.EmbedRequest(model="unchecked", **token_ids(packed(2, OUTSIDE, 3)))
-    good = worker.inference.Embed(pb.EmbedRequest(model="unchecked", **token_ids()))
+    request = pb.EmbedRequest(model="masked", **token_ids(packed(2, OUTSIDE, 3)))
+    good = worker.inference.Embed(pb.EmbedRequest(model="masked", **token_ids()))
     call = worker.inference.Embed(request)
-    error = await refused(worker, call, StatusCode.INTERNAL, r"^unchecked@1 failed on this input\. The server's log")
+    error = await refused(worker, call, StatusCode.INTERNAL, r"^masked@1 failed on this input\. The server's log")
     assert isinstance(error, SessionFailureError)
     vector = np.frombuffer((await good).vectors, "<f4")
     np.testing.assert_allclose(vector, 2 * graphs.VECTORS[[2, 5, 3]].mean(axis=0), atol=1e-5)

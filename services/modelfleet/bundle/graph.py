@@ -31,6 +31,8 @@ _QUANTIZED = frozenset(
         *("MatMulNBits", "GatherBlockQuantized"),
     }
 )
+# What comes out has the values, or stands for the rows, that went in.
+_SAME_VALUES = frozenset({"Cast", "Identity", "DequantizeLinear"})
 _HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
@@ -58,6 +60,30 @@ def input_types(model_path: Path) -> Mapping[str, np.dtype[Any]]:
 def output_names(model_path: Path) -> tuple[str, ...]:
     """Return the names of the outputs, in order, of a graph that `check_graph` has passed."""
     return tuple(value.name for value in _parsed(model_path, model_path.name).graph.output)
+
+
+def table_rows(model_path: Path) -> Mapping[str, int]:
+    """
+    Return how many rows an input may choose from, by name of the input, for those whose values look up constants.
+
+    Those that are computed with first are left out. The graph is one that `check_graph` has passed.
+    """
+    graph = _parsed(model_path, model_path.name).graph
+    rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
+    inputs = {value.name: value.name for value in graph.input}
+    found: dict[str, int] = {}
+    for node in graph.node:  # each stands behind those that it reads
+        if node.op_type in _SAME_VALUES:
+            (source, *_), (result, *_) = node.input, node.output
+            if source in rows:
+                rows[result] = rows[source]
+            elif source in inputs:
+                inputs[result] = inputs[source]
+        for table, chosen in _looked_up(node):
+            if table in rows and chosen in inputs:
+                name = inputs[chosen]
+                found[name] = min(found.get(name, rows[table]), rows[table])
+    return found
 
 
 def check_graph(model_path: Path, root: Path) -> frozenset[str]:
@@ -100,6 +126,19 @@ def _parsed(model_path: Path, shown: str) -> ModelProto:
             f"{shown} is no ONNX graph: it has no IR version or no outputs. Fetch or export it again.", field="model"
         )
     return model
+
+
+def _looked_up(node: NodeProto) -> Iterator[tuple[str, str]]:
+    """Yield the names of tables and of what chooses their rows."""
+    if node.op_type in {"Gather", "GatherBlockQuantized"}:
+        axes = [attribute.i for attribute in node.attribute if attribute.name in {"axis", "gather_axis"}]
+        if not any(axes):  # 0, or not given
+            yield node.input[0], node.input[1]
+    elif (
+        node.op_type == "EmbedLayerNormalization"
+    ):  # https://github.com/microsoft/onnxruntime, docs/ContribOperators.md
+        yield node.input[2], node.input[0]
+        yield node.input[4], node.input[1]
 
 
 def _external_file(tensor: TensorProto, model_path: Path, root: Path, shown: str) -> str:

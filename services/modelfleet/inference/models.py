@@ -6,18 +6,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modelfleet.bundle.graph import table_rows
 from modelfleet.bundle.manifest import Manifest, Pooling, Task
 from modelfleet.inference.batching import BatchLimits, Row
 from modelfleet.inference.canary import Canary
 from modelfleet.inference.engine import Job
 from modelfleet.inference.generation.model import GenerativeModel
 from modelfleet.inference.memory_budget import SessionMemory
-from modelfleet.inference.session import RunCancellation, Session
+from modelfleet.inference.session import RefusedInputs, RunCancellation, Session
 from modelfleet.inference.statistics import ModelRecord
 from modelfleet.inference.tasks import classify, embed, rerank
 from modelfleet.inference.tensor_spec import Array, TensorSpec
 from modelfleet.inference.tokens import Tokens
-from modelfleet.runtime.errors import InvalidBundleError
+from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError
 
 Inputs = Mapping[str, Array]
 # From the output that is read, [rows, ...], and the rows' lengths to one array a row.
@@ -28,6 +29,7 @@ class TextModel:
     """
     A model whose rows are sequences of token ids; `Tokens` are the payload of its requests.
 
+    `table_rows` is how many ids, and types of them, the graph has vectors of, by input, where its manifest may not say.
     `canary` is there once it is warmed up; where it has none, `unwatched` says why.
     """
 
@@ -42,6 +44,8 @@ class TextModel:
         self.unwatched = ""
         self._inputs = {spec.name: spec.dtype for spec in session.inputs}
         _check_text_inputs(session.inputs)
+        unsaid = manifest.vocabulary_size is None or "token_type_ids" in self._inputs
+        self.table_rows = table_rows(session.graph) if unsaid else {}
         self.output = _chosen_output(session, manifest.output)
         self._reduce = _reduction(manifest, self.output)
 
@@ -113,8 +117,15 @@ class TensorModel:
         }
 
     def run(self, inputs: Inputs, cancellation: RunCancellation) -> list[Array]:
-        """Return all outputs in the graph's order."""
-        return self.session.run(inputs, self._outputs, cancellation)
+        """Return all outputs in the graph's order. Raises InvalidInputError for inputs that its operators refuse."""
+        try:
+            return self.session.run(inputs, self._outputs, cancellation)
+        except RefusedInputs as error:
+            raise InvalidInputError(
+                f"The graph of {self.name} cannot compute with the values, or the sizes, of these inputs. Compare them "
+                "with those that it was exported for; the server's log has the cause.",
+                field="inputs",
+            ) from error
 
     def reduce(self, outputs: list[Array], rows: Sequence[Row[Job]]) -> Sequence[list[Array]]:
         """Return the outputs of each row, in the graph's order."""

@@ -226,7 +226,7 @@ class Pipeline:
     ) -> Tokens:
         """Return the windows to run: from the tokenizer service, or as the caller sent them."""
         if text.tokens is not None:
-            check_token_ids(text.tokens, model.manifest)
+            check_token_ids(text.tokens, model.manifest, model.table_rows)
             self._check_count(len(text.tokens.lengths), "sequences", field="token_ids")
             return text.tokens
         field = "texts" if query is None else "documents"

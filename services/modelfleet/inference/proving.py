@@ -21,6 +21,7 @@ from modelfleet.runtime.errors import (
     GoldenMismatchError,
     InsufficientMemoryError,
     InvalidBundleError,
+    InvalidInputError,
     OverloadedError,
     SessionFailureError,
 )
@@ -179,10 +180,10 @@ async def _answer(model: LoadedModel, engine: Engine, trial: Trial) -> list[Arra
             f"{model.name} does not fit: the device's memory is full at {trial}. "
             f"Assign fewer versions to this worker, or have it {SMALLER_BATCHES}."
         ) from error
-    except SessionFailureError as error:
+    except (SessionFailureError, InvalidInputError) as error:
         raise InvalidBundleError(f"The graph fails on {trial}: {_cause(error)}", field="model") from error
 
 
-def _cause(error: SessionFailureError) -> str:
+def _cause(error: SessionFailureError | InvalidInputError) -> str:
     """Return what ONNX Runtime said, on one line."""
     return " ".join(str(error.__cause__).split())

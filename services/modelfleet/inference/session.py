@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 import structlog
 from onnx import TensorProto, helper
-from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, InvalidArgument
 
 from modelfleet.inference.tensor_spec import Array, TensorSpec
 from modelfleet.runtime.errors import (
@@ -67,6 +67,9 @@ _OUT_OF_MEMORY = re.compile(
     r"CUDNN_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
+
+RefusedInputs = InvalidArgument
+"""What a run raises where an operator cannot take the values or the shapes that reach it."""
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -136,6 +139,7 @@ class Session:
             raise InvalidBundleError(
                 f"ONNX Runtime refuses {graph.name!r}: {_first_line(error)}", field="model"
             ) from error
+        self.graph = graph
         self._device = options.device
         self._session.disable_fallback()
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
@@ -149,7 +153,8 @@ class Session:
         """
         Return the named outputs.
 
-        Raises FatalDeviceError, OverloadedError for lack of memory, or else whatever ONNX Runtime raises.
+        Raises FatalDeviceError, OverloadedError for lack of memory, or else whatever ONNX Runtime raises: RefusedInputs
+        may be the caller's fault.
         """
         try:
             outputs: list[Array] = self._session.run(list(names), dict(inputs), cancellation.run_options)

@@ -1,11 +1,13 @@
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness.bundle_graphs import external_tensor, identity_graph, write_graph, write_graph_with_external
-from modelfleet.bundle.graph import check_graph
+from modelfleet.bundle.graph import check_graph, table_rows
 from modelfleet.runtime.errors import InvalidBundleError
-from onnx import helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 
 def test_a_graph_with_its_weights_inside_needs_no_other_file(tmp_path: Path) -> None:
@@ -99,3 +101,45 @@ def test_external_data_is_found_wherever_a_graph_may_hold_tensors(tmp_path: Path
 
     with pytest.raises(InvalidBundleError, match=re.escape("'../weights', outside")):
         check_graph(tmp_path / "model.onnx", tmp_path)
+
+
+def saved_look_up(directory: Path, *nodes: NodeProto, tables: Mapping[str, int]) -> Path:
+    """Write a graph of `ids` and `types` with those nodes, the last of which makes `y`, and tables of so many rows."""
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"]) for name in ("ids", "types")]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    weights = [numpy_helper.from_array(np.zeros((rows, 2), np.float32), name) for name, rows in tables.items()]
+    path = directory / "model.onnx"
+    path.write_bytes(helper.make_model(helper.make_graph(nodes, "g", inputs, [output], weights)).SerializeToString())
+    return path
+
+
+def test_the_rows_of_tables_are_told_for_each_input_that_chooses_among_them(tmp_path: Path) -> None:
+    nodes = (
+        helper.make_node("Cast", ["ids"], ["narrow_ids"], to=TensorProto.INT32),
+        helper.make_node("Gather", ["words", "narrow_ids"], ["of_word"]),
+        helper.make_node("Gather", ["more_words", "ids"], ["also_of_word"], axis=0),
+        helper.make_node("Identity", ["kinds"], ["same_kinds"]),
+        helper.make_node("Gather", ["same_kinds", "types"], ["y"]),
+    )
+    path = saved_look_up(tmp_path, *nodes, tables={"words": 9, "more_words": 7, "kinds": 2})
+
+    assert table_rows(path) == {"ids": 7, "types": 2}
+
+
+def test_the_rows_of_tables_are_told_where_look_ups_are_fused(tmp_path: Path) -> None:
+    parts = ["ids", "types", "words", "places", "kinds", "scale", "shift"]
+    node = helper.make_node("EmbedLayerNormalization", parts, ["y", "mask"], domain="com.microsoft")
+    path = saved_look_up(tmp_path, node, tables={"words": 9, "places": 5, "kinds": 2})
+
+    assert table_rows(path) == {"ids": 9, "types": 2}
+
+
+def test_inputs_that_are_computed_with_or_choose_columns_are_left_out(tmp_path: Path) -> None:
+    nodes = (
+        helper.make_node("Abs", ["ids"], ["positive_ids"]),
+        helper.make_node("Gather", ["words", "positive_ids"], ["of_word"]),
+        helper.make_node("Gather", ["kinds", "types"], ["y"], axis=1),
+    )
+    path = saved_look_up(tmp_path, *nodes, tables={"words": 9, "kinds": 2})
+
+    assert table_rows(path) == {}

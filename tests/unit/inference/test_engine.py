@@ -22,6 +22,7 @@ from modelfleet.inference.tokens import Tokens
 from modelfleet.runtime.errors import (
     DeadlineExpiredError,
     DrainingError,
+    InvalidInputError,
     ModelLoadingError,
     OverloadedError,
     SessionFailureError,
@@ -309,6 +310,16 @@ async def test_a_request_with_a_bad_row_in_one_of_its_batches_fails_once_and_who
             await embed(engine, model, [graphs.VOCABULARY_SIZE], [1], [2])
         np.testing.assert_allclose(await embed(engine, model, [1]), [naive([1])], atol=1e-5)
     assert (model.record.fail.count, model.record.success.count) == (1, 1)
+
+
+async def test_values_that_a_tensor_model_cannot_take_are_no_fault_of_the_version(tmp_path: Path) -> None:
+    model = graphs.load(graphs.tensor_bundle(graphs.chooser()), tmp_path)
+    async with running_engine(model) as engine:
+        with pytest.raises(InvalidInputError, match="graph of m@1 cannot compute with the values"):
+            await engine.submit(model, {"x": np.array([graphs.VOCABULARY_SIZE])}, [1], deadline=math.inf)
+        ((y,),) = await engine.submit(model, {"x": np.array([3])}, [1], deadline=math.inf)
+    np.testing.assert_array_equal(y, graphs.VECTORS[[3]])
+    assert (model.record.fail.count, model.record.faults) == (1, 0)
 
 
 async def test_a_model_that_returns_too_few_rows_fails_and_the_engine_goes_on(

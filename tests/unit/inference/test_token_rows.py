@@ -71,6 +71,18 @@ def test_token_ids_that_cannot_be_run_are_refused(given: Tokens, field: str, mes
     assert raised.value.field == f"token_ids.{field}"
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (tokens([1, 8], [2]), "token id 8 is outside the model's vocabulary, which has 8 ids"),
+        (tokens([1, 2], [2], type_ids=[0, 2]), "type id 2 is outside the model's, which are 0 to 1"),
+    ],
+)
+def test_what_the_graph_has_no_vectors_of_is_refused(given: Tokens, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        check_token_ids(given, manifest(vocabulary_size=None), {"input_ids": 8, "token_type_ids": 2})
+
+
 def test_without_a_known_vocabulary_only_negative_ids_are_refused() -> None:
     check_token_ids(tokens([1_000_000], [1]), manifest(vocabulary_size=None))
     with pytest.raises(InvalidInputError, match="which has no negative ids"):
