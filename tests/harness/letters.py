@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from modelfleet.api.inference.v1 import inference_pb2 as pb
 from modelfleet.api.inference.v1.inference_pb2_grpc import (
     InferenceServiceServicer,
@@ -74,7 +75,9 @@ class Letters(InferenceServiceServicer, GRPCInferenceServiceServicer):
         self._take(request)
         ranked = sorted(enumerate(request.documents), key=lambda pair: -len(pair[1]))
         found = [
-            pb.RankedDocument(index=index, score=len(text), usage=_usage(text))
+            pb.RankedDocument(
+                index=index, score=len(text) if request.raw_scores else probability(len(text)), usage=_usage(text)
+            )
             for index, text in ranked[: request.top_k or None]
         ]
         return pb.RerankResponse(**self._version(request.model), documents=found)
@@ -107,6 +110,11 @@ class Letters(InferenceServiceServicer, GRPCInferenceServiceServicer):
     def _version(self, reference: str) -> dict[str, Any]:
         model, _, number = reference.partition("@")
         return {"model": model, "model_version": int(number) if number.isdigit() else self.model_version}
+
+
+def probability(logit: float) -> float:
+    """Return what a worker makes of a logit: in float32, of which many are 1."""
+    return float(np.float32(1) / (np.float32(1) + np.exp(np.float32(-logit))))
 
 
 def served(model: str, number: int, state: int = READY, **values: Any) -> pb.ServedModel:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 from harness.callers import Caller
-from harness.letters import Letters, served, serving_letters
+from harness.letters import Letters, probability, served, serving_letters
 from modelfleet.api.inference.v1 import inference_pb2 as pb
 from modelfleet.api.manager.v1 import version_state_pb2
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2
@@ -223,13 +223,16 @@ async def test_labels_and_entities_come_a_text_at_a_time(
     assert (letters.requests[0].top_k, letters.requests[-1].min_score) == (1, 0.25)
 
 
-async def test_documents_are_ranked_over_all_parts(call: Caller, targets: dict[str, str]) -> None:
-    documents = ["x" * (1 + index % 10) for index in range(MAX_ITEMS)] + ["x" * 30, "x" * 20]
+@pytest.mark.parametrize("raw", [False, True])
+async def test_documents_are_ranked_over_all_parts(call: Caller, targets: dict[str, str], raw: bool) -> None:
+    documents = ["x" * (1 + index % 10) for index in range(MAX_ITEMS - 1)] + ["x" * 20] + ["x" * 30]
+    assert probability(20) == probability(30)  # probabilities alone would leave them as they were
 
-    ranking = await call(targets, "rerank", "letters", "query", documents, top_k=3)
+    ranking = await call(targets, "rerank", "letters", "query", documents, top_k=3, raw_scores=raw)
 
-    assert [document.index for document in ranking.documents] == [MAX_ITEMS, MAX_ITEMS + 1, 9]
-    assert [document.score for document in ranking.documents] == [30, 20, 10]
+    assert [document.index for document in ranking.documents] == [MAX_ITEMS, MAX_ITEMS - 1, 9]
+    expected = [30, 20, 10] if raw else [probability(30), probability(20), probability(10)]
+    assert [document.score for document in ranking.documents] == pytest.approx(expected)
 
 
 async def test_tensors_go_and_come_by_name(call: Caller, letters: Letters, targets: dict[str, str]) -> None:

@@ -177,6 +177,7 @@ def rerank(
     """Order documents by relevance to a query; `top_k` keeps the best only. See `embed` for the rest."""
     text_sizes([query], "query")
     sizes = text_sizes(documents, "documents")
+    slices = parts(sizes)
 
     def request(reference: str, part: slice) -> pb.RerankRequest:
         return pb.RerankRequest(
@@ -186,16 +187,21 @@ def rerank(
             truncation=truncation_value(truncation),
             windowing=windowing_message(window_stride),
             top_k=top_k,
-            raw_scores=raw_scores,
+            # Of probabilities that round to 1, those of different parts could not be told apart.
+            raw_scores=raw_scores or len(slices) > 1,
         )
 
     responses = yield from ask_in_parts(RERANK, model, sizes, request, timeout_s, affinity_key=affinity_key)
-    ranked = [
-        RankedDocument(offset + one.index, one.score, _usage(one.usage))
-        for offset, response in zip((part.start for part in parts(sizes)), responses, strict=True)
+    found = [
+        (one.score, part.start + one.index, _usage(one.usage))
+        for part, response in zip(slices, responses, strict=True)
         for one in response.documents
     ]
-    ranked.sort(key=lambda document: -document.score)
+    found.sort(key=lambda document: -document[0])
+    scores = [score for score, _, _ in found]
+    if len(slices) > 1 and not raw_scores:
+        scores = _sigmoid(scores)
+    ranked = [RankedDocument(index, score, usage) for score, (_, index, usage) in zip(scores, found, strict=True)]
     return Ranking(
         documents=tuple(ranked[: top_k or None]),
         model=responses[0].model,
@@ -225,6 +231,13 @@ def infer(
         request.outputs.add(name=name)
     response = yield from ask(MODEL_INFER, request, timeout_s, affinity_key=affinity_key)
     return infer_outputs(response)
+
+
+def _sigmoid(logits: Sequence[float]) -> list[float]:
+    """Return the probabilities that a worker makes of logits: float32, as it does."""
+    raw = np.array(logits, np.float32)
+    probabilities: list[float] = (np.exp(np.minimum(raw, 0)) / (1 + np.exp(-np.abs(raw)))).tolist()
+    return probabilities
 
 
 def _inputs(

@@ -99,6 +99,12 @@ def test_sigmoid_lies_between_0_and_1_at_any_size_of_logits(logits: np.ndarray) 
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits.clip(-80, 80).astype(np.float64))), atol=1e-6)
 
 
+@given(st.floats(-80, 80, width=32))
+def test_small_probabilities_are_as_exact_as_large_ones(logit: float) -> None:
+    exact = 1 / (1 + np.exp(-np.float64(logit)))
+    assert classify.sigmoid(np.array([logit], np.float32))[0] == pytest.approx(exact, rel=1e-5)
+
+
 def test_labels_come_by_falling_score_and_equal_ones_in_order() -> None:
     probabilities = np.array([0.25, 0.5, 0.25], np.float32)
     ranked = classify.ranked(probabilities, ["a", "b", "c"], 0)

@@ -35,8 +35,8 @@ def softmax(logits: Floats) -> Floats:
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """Return 1 / (1 + exp(-logits)), in a form that cannot overflow."""
-    probabilities: Floats = 0.5 * (1 + np.tanh(0.5 * logits))
+    """Return 1 / (1 + exp(-logits)), in a form that neither overflows nor rounds small probabilities to 0."""
+    probabilities: Floats = np.exp(np.minimum(logits, 0)) / (1 + np.exp(-np.abs(logits)))
     return probabilities
 
 
