@@ -203,7 +203,7 @@ class Loader:
         return replace(self._limits, max_tokens=rows)
 
 
-def _graph_files(directory: Path, manifest: Manifest) -> set[str]:
+def _graph_files(directory: Path, manifest: Manifest) -> frozenset[str]:
     """Return the paths of a graph and of the data beside it. Raises InvalidBundleError for a graph that is corrupt."""
     return check_graph(directory / manifest.model, directory) | {manifest.model}
 
