@@ -18,6 +18,7 @@ from harness.generating import Fleet, Said, running, streams, until
 from harness.small_tokenizers import byte_bpe_json
 from harness.tiny_generator import CONTEXT, EOS, spoken
 from modelfleet.client import Client
+from modelfleet.inference.generation.options import Grammar, Guidance
 from modelfleet.runtime.errors import (
     DeadlineExpiredError,
     InvalidBundleError,
@@ -176,6 +177,19 @@ async def test_a_grammar_that_is_too_large_fails_alone(fleet: Fleet) -> None:
 
     assert isinstance(too_large, InvalidInputError)
     assert [said.ids for said in others] == [spoken(WORDS, [5, 6, 7], 12, listens=True)] * 3
+
+
+@pytest.mark.parametrize(
+    "schema", ['{"type": "object"}', '{"type": "array", "x-guidance": {}}', "true", "[", "[" * 9999]
+)
+def test_json_is_written_on_one_line_unless_the_schema_says_how(schema: str) -> None:
+    given = Guidance(Grammar.JSON_SCHEMA, schema).bounded
+
+    if schema == '{"type": "object"}':
+        layout = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        assert json.loads(given) == {"type": "object", "x-guidance": layout}
+    else:
+        assert given == schema
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ class EngineLane:
         if sequence.seed is not None:
             turn.set_seed(sequence.seed)
         if guidance := sequence.options.guidance:
-            turn.set_guidance(guidance.grammar.value, guidance.source)
+            turn.set_guidance(guidance.grammar.value, guidance.bounded)
         return turn
 
     def step(self) -> Step:
@@ -230,7 +230,7 @@ class GeneratorLane:
         known = {key: value for key, value in found.items() if value is not None}
         parameters.set_search_options(max_length=sequence.cost, batch_size=1, **known)
         if guidance := sequence.options.guidance:
-            parameters.set_guidance(guidance.grammar.value, guidance.source)
+            parameters.set_guidance(guidance.grammar.value, guidance.bounded)
         return parameters
 
 

@@ -1,5 +1,6 @@
 """What a caller asks of a continuation, and the checks that need no engine."""
 
+import json
 import math
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,6 +12,9 @@ _MOST_STOP_CHARACTERS = 1024
 _MOST_GRAMMAR_CHARACTERS = 64 << 10
 _MOST_TEMPERATURE = 100.0
 _MOST_PENALTY = 100.0
+
+_LAYOUT = "x-guidance"
+_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Grammar(StrEnum):
@@ -26,6 +30,25 @@ class Guidance:
 
     grammar: Grammar
     source: str
+
+    @property
+    def bounded(self) -> str:
+        """
+        The grammar that the engine is given: of JSON, a document on one line.
+
+        Where blank space is free, models go on with it for ever: of eight answers at temperature 1.5 none parsed after
+        120 tokens, and on one line all. A schema that says how in its own `x-guidance` is left as it is,
+        https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md.
+        """
+        if self.grammar is not Grammar.JSON_SCHEMA:
+            return self.source
+        try:
+            schema = json.loads(self.source)
+        except (ValueError, RecursionError):
+            return self.source  # the engine says what is wrong with it
+        if not isinstance(schema, dict) or _LAYOUT in schema:
+            return self.source
+        return json.dumps({**schema, _LAYOUT: _ONE_LINE})
 
 
 @dataclass(frozen=True, slots=True)

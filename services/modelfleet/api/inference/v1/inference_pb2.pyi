@@ -899,7 +899,9 @@ class Guidance(_message.Message):
     JSON_SCHEMA_FIELD_NUMBER: _builtins.int
     REGEX_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """A JSON schema; the text is a JSON document that it describes, unless `max_tokens` ends it early."""
+    """A JSON schema; the text is a JSON document that it describes, unless `max_tokens` ends it early. It is on one line,
+    unless `x-guidance` in the schema says otherwise.
+    """
     regex: _builtins.str
     """A regular expression that the whole text matches."""
     def __init__(
