@@ -68,7 +68,6 @@ class Decoding:
         self._name = name
         self._model = model
         self._limits = limits
-        self._record = record
         self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._work = threading.Condition()
@@ -84,6 +83,7 @@ class Decoding:
         """Grows with each step of a lane: a sign of life."""
         self._series = DecodingSeries(
             name,
+            record,
             active=lambda: self._active,
             waiting=lambda: len(self._queue),
             reserved=lambda: self._reserved,
@@ -221,7 +221,7 @@ class Decoding:
             for one in lane.sequences:
                 if one in gone:
                     lane.cancel(one)
-                    self._observe(one, Progress(finish=gone[one]), now)
+                    self._series.observe(one, Progress(finish=gone[one]), now)
                 elif one.deadline <= now:
                     lane.cancel(one)
                     expired.append((one, _expired(one)))
@@ -324,38 +324,10 @@ class Decoding:
     def _deliver(self, step: Step) -> None:
         now = time.monotonic()
         for one, progress in step:
-            self._observe(one, progress, now)
+            self._series.observe(one, progress, now)
             one.generated += len(progress.token_ids)
         if step:
             self._loop.call_soon_threadsafe(_emit, step)
-
-    def _observe(self, one: Sequence, progress: Progress, now: float) -> None:
-        if one.probe:
-            return
-        if progress.token_ids:
-            if one.generated == 0:
-                one.first_token = now
-                self._series.first_token.observe(now - one.arrival)
-                self._series.tokens_in.inc(len(one.prompt))
-            else:
-                self._series.token.observe(now - one.last_token)
-            one.last_token = now
-            self._series.tokens_out.inc(len(progress.token_ids))
-        if progress.error:
-            fault = not isinstance(progress.error, InvalidInputError | DeadlineExpiredError)
-            self._record.failure(now - one.arrival, fault=fault)
-            self._series.finished(progress.error.reason.value)
-        elif progress.finish:
-            self._series.tokens_cached.inc(progress.cached_prompt_tokens)
-            self._series.finished(progress.finish.value)
-            if progress.finish is Finish.CANCELLED:
-                return  # says nothing of the version
-            # The time to the first token is what one version's may be compared with another's; the rest is as long as
-            # the text.
-            first_s = (one.first_token or now) - one.arrival
-            self._record.request(
-                1, total_s=first_s, queue_s=0, collate_s=0, run_s=now - one.arrival - first_s, reduce_s=0
-            )
 
 
 def _emit(step: Step) -> None:

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from modelfleet.inference.generation.sequences import Finish, Progress, Sequence
+from modelfleet.inference.statistics import ModelRecord
+from modelfleet.runtime.errors import DeadlineExpiredError, InvalidInputError
 from modelfleet.runtime.telemetry import LATENCY_BUCKETS_S
 
 FIRST_TOKEN_SECONDS = Histogram(
@@ -36,14 +39,15 @@ DETOKENIZE_TOKENS = Histogram(
 
 class DecodingSeries:
     """
-    The series of one model version.
+    The series of one model version, and its record; the worker's own sequences are left out.
 
-    They are looked up once: what a thread still observes after `forget` does not bring them back.
+    Series are looked up once: what a thread still observes after `forget` does not bring them back.
     """
 
     def __init__(
         self,
         model: str,
+        record: ModelRecord,
         *,
         active: Callable[[], int],
         waiting: Callable[[], int],
@@ -51,13 +55,43 @@ class DecodingSeries:
         cache_tokens: int,
     ) -> None:
         self._model = model
-        self.first_token = FIRST_TOKEN_SECONDS.labels(model)
-        self.token = TOKEN_SECONDS.labels(model)
-        self.tokens_in = TOKENS.labels(model, "in")
-        self.tokens_cached = TOKENS.labels(model, "cached")
-        self.tokens_out = TOKENS.labels(model, "out")
+        self._record = record
+        self._first_token = FIRST_TOKEN_SECONDS.labels(model)
+        self._token = TOKEN_SECONDS.labels(model)
+        self._tokens_in = TOKENS.labels(model, "in")
+        self._tokens_cached = TOKENS.labels(model, "cached")
+        self._tokens_out = TOKENS.labels(model, "out")
         self._watch(active, waiting, reserved)
         CACHE_TOKENS.labels(model, "limit").set(cache_tokens)
+
+    def observe(self, one: Sequence, progress: Progress, now: float) -> None:
+        """Count what a step brought a continuation, or how it ended; `now` is on the monotonic clock."""
+        if one.probe:
+            return
+        if progress.token_ids:
+            if one.generated == 0:
+                one.first_token = now
+                self._first_token.observe(now - one.arrival)
+                self._tokens_in.inc(len(one.prompt))
+            else:
+                self._token.observe(now - one.last_token)
+            one.last_token = now
+            self._tokens_out.inc(len(progress.token_ids))
+        if progress.error:
+            fault = not isinstance(progress.error, InvalidInputError | DeadlineExpiredError)
+            self._record.failure(now - one.arrival, fault=fault)
+            self.finished(progress.error.reason.value)
+        elif progress.finish:
+            self._tokens_cached.inc(progress.cached_prompt_tokens)
+            self.finished(progress.finish.value)
+            if progress.finish is Finish.CANCELLED:
+                return  # says nothing of the version
+            # The time to the first token is what one version's may be compared with another's; the rest is as long as
+            # the text.
+            first_s = (one.first_token or now) - one.arrival
+            self._record.request(
+                1, total_s=first_s, queue_s=0, collate_s=0, run_s=now - one.arrival - first_s, reduce_s=0
+            )
 
     def finished(self, reason: str) -> None:
         """Count the end of a continuation."""
