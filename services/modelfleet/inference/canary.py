@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from modelfleet.bundle.golden import difference
-from modelfleet.inference.engine import Engine, Runnable
+from modelfleet.inference.engine import Engine
+from modelfleet.inference.jobs import Runnable
 from modelfleet.inference.tensor_spec import Array
 
 

@@ -10,8 +10,8 @@ from modelfleet.bundle.graph import table_rows
 from modelfleet.bundle.manifest import Manifest, Pooling, Task
 from modelfleet.inference.batching import BatchLimits, Row
 from modelfleet.inference.canary import Canary
-from modelfleet.inference.engine import Job
 from modelfleet.inference.generation.model import GenerativeModel
+from modelfleet.inference.jobs import Job
 from modelfleet.inference.memory_budget import SessionMemory
 from modelfleet.inference.session import RefusedInputs, RunCancellation, Session
 from modelfleet.inference.statistics import ModelRecord

@@ -9,7 +9,8 @@ import numpy as np
 from modelfleet.bundle.golden import GoldenExample, check_outputs
 from modelfleet.inference.batching import BatchLimits, Row
 from modelfleet.inference.canary import Canary, Trial
-from modelfleet.inference.engine import Engine, Job
+from modelfleet.inference.engine import Engine
+from modelfleet.inference.jobs import Job
 from modelfleet.inference.memory_budget import SMALLER_BATCHES, MemoryBudget
 from modelfleet.inference.models import LoadedModel, TensorModel
 from modelfleet.inference.session import RunCancellation

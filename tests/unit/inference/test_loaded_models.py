@@ -6,7 +6,7 @@ import pytest
 from harness import graphs
 from modelfleet.bundle.manifest import Activation, Pooling, Task
 from modelfleet.inference.batching import Row
-from modelfleet.inference.engine import Job
+from modelfleet.inference.jobs import Job
 from modelfleet.inference.models import LoadedModel, TensorModel, TextModel
 from modelfleet.inference.session import RunCancellation
 from modelfleet.inference.tokens import Tokens
