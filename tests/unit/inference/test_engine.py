@@ -361,11 +361,11 @@ async def test_closing_ends_the_threads_and_answers_who_waits(tmp_path: Path) ->
     ran: Ran = asyncio.Queue()
     model = slow_model(tmp_path, ran)
     async with running_engine(model) as engine:
-        running = start(engine, model, 1000)
+        running = start(engine, model, 30_000)  # about 0.3 s
         await ran.get()
         waiting = start(engine, model, 1)
         await submitted()
-    assert answers(await running) == [1000]
+    assert answers(await running) == [30_000]
     with pytest.raises(DrainingError, match="shutting down"):
         await waiting
     with pytest.raises(DrainingError):
