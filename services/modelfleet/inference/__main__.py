@@ -28,7 +28,8 @@ from modelfleet.inference.loading import Loader
 from modelfleet.inference.manager_client import ManagerClient
 from modelfleet.inference.memory_budget import MemoryBudget
 from modelfleet.inference.oip_servicer import OpenInferenceServicer
-from modelfleet.inference.pipeline import Pipeline, RequestLimits
+from modelfleet.inference.pipeline import Pipeline
+from modelfleet.inference.request_limits import RequestLimits
 from modelfleet.inference.served_models import ServedModels
 from modelfleet.inference.servicer import InferenceServicer
 from modelfleet.inference.session import Device, SessionOptions, require_device

@@ -23,6 +23,7 @@ from modelfleet.inference import metrics
 from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.engine import Engine
 from modelfleet.inference.models import HeldModel, TensorModel, TextModel
+from modelfleet.inference.request_limits import RequestLimits
 from modelfleet.inference.results import Classified, Embedded, Extracted, Inferred, Reranked
 from modelfleet.inference.served_models import EvictedError, NotHeldError, ServedModels, ServedVersion
 from modelfleet.inference.tasks import classify, embed, entities, rerank, tensors, windows
@@ -53,14 +54,6 @@ class Registry(Protocol):
 
     async def check_registered(self, reference: ModelReference) -> None:
         """Return if the reference leads to a version. Raises NotFoundError or ManagerUnreachableError."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """What one request may hold."""
-
-    max_texts: int
-    max_text_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +142,7 @@ class Pipeline:
     ) -> Reranked:
         """Return the best `top_k` documents (0 for all) by relevance; `raw` scores are logits."""
         _require_not_negative("top_k", top_k)
-        self._check_texts([query], field="query")
+        self._limits.check_texts([query], field="query")
         async with self._text_model(reference, Task.RERANK) as (version, model):
             tokens = await self._tokens(version, model, documents, deadline, query=query)
             rows = np.stack(await self._run(model, tokens, deadline))
@@ -163,7 +156,7 @@ class Pipeline:
             if not isinstance(model, TensorModel):
                 raise _wrong_task(version, model.manifest.task, Task.TENSOR)
             rows, key = tensors.check(inputs, model.session.inputs, batches=model.batches, nan=model.manifest.allow_nan)
-            self._check_count(rows, "elements", field="inputs")
+            self._limits.check_count(rows, "elements", field="inputs")
             results = await self._engine.submit(model, inputs, [1] * rows, deadline=deadline, key=key)
             outputs = tensors.joined(results, [spec.name for spec in model.session.outputs])
         return Inferred(version, outputs)
@@ -227,10 +220,10 @@ class Pipeline:
         """Return the windows to run: from the tokenizer service, or as the caller sent them."""
         if text.tokens is not None:
             check_token_ids(text.tokens, model.manifest, model.table_rows)
-            self._check_count(len(text.tokens.lengths), "sequences", field="token_ids")
+            self._limits.check_count(len(text.tokens.lengths), "sequences", field="token_ids")
             return text.tokens
         field = "texts" if query is None else "documents"
-        self._check_texts(text.texts, field=field)
+        self._limits.check_texts(text.texts, field=field)
         options = TokenizeOptions(
             tokenizer_digest=self.bundle(version).tokenizer_digest or "",
             max_tokens=model.manifest.max_tokens or 0,
@@ -264,28 +257,6 @@ class Pipeline:
 
     async def _run(self, model: TextModel, tokens: Tokens, deadline: float) -> list[Floats]:
         return await self._engine.submit(model, tokens, tokens.lengths.tolist(), deadline=deadline)
-
-    def _check_texts(self, texts: Sequence[str], *, field: str) -> None:
-        if not texts:
-            raise InvalidInputError(f"{field} is empty. Give at least one text.", field=field)
-        self._check_count(len(texts), "texts", field=field)
-        for index, text in enumerate(texts):
-            if not text:
-                raise InvalidInputError(f"{field}[{index}] is empty. Give at least one character.", field=field)
-            # A character has at most 4 bytes, so that short texts need not be encoded to be measured.
-            if 4 * len(text) > self._limits.max_text_bytes and len(text.encode()) > self._limits.max_text_bytes:
-                raise InvalidInputError(
-                    f"{field}[{index}] has {len(text.encode())} bytes; a text has at most "
-                    f"{self._limits.max_text_bytes}. Split it.",
-                    field=field,
-                )
-
-    def _check_count(self, count: int, of: str, *, field: str) -> None:
-        if count > self._limits.max_texts:
-            raise InvalidInputError(
-                f"{field} has {count} {of}; one request takes at most {self._limits.max_texts}. Send several.",
-                field=field,
-            )
 
 
 def _entities(
