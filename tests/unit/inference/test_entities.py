@@ -52,6 +52,80 @@ def test_labels_without_prefix_are_types_of_their_own() -> None:
     assert [(entity.label, entity.text) for entity in found] == [("PER", "Ada B"), ("LOC", "Rome")]
 
 
+BIOES = ("O", "B-PER", "I-PER", "E-PER", "S-PER", "M-PER", "L-PER", "U-PER")
+
+
+@pytest.mark.parametrize("labels", [("B-PER", "E-PER"), ("B-PER", "L-PER"), ("B-PER", "I-PER"), ("I-PER", "I-PER")])
+def test_an_entity_is_continued_and_ended_in_any_scheme(labels: tuple[str, str]) -> None:
+    tokens = window((labels[0], 0, 4), (labels[1], 5, 10), ("O", 11, 16), labels=BIOES)
+    found = extract("John Smith lives", [tokens], BIOES, 0.0)
+    assert [(entity.label, entity.text) for entity in found] == [("PER", "John Smith")]
+
+
+@pytest.mark.parametrize(
+    "labels", [("S-PER", "S-PER"), ("U-PER", "U-PER"), ("E-PER", "E-PER"), ("E-PER", "I-PER"), ("B-PER", "S-PER")]
+)
+def test_what_has_ended_is_not_continued_by_another_word(labels: tuple[str, str]) -> None:
+    tokens = window((labels[0], 0, 3), (labels[1], 4, 7), labels=BIOES)
+    assert [entity.text for entity in extract("Ada Bob", [tokens], BIOES, 0.0)] == ["Ada", "Bob"]
+
+
+def test_names_that_touch_in_a_script_without_blanks_are_told_apart_by_their_labels() -> None:
+    text = "张三李四来"
+    tokens = window(*((label, at, at + 1) for at, label in enumerate(("B-PER", "I-PER", "B-PER", "I-PER", "O"))))
+    assert spans(text, tokens) == [("PER", "张三"), ("PER", "李四")]
+
+
+def test_labels_with_hyphens_of_their_own_are_kept_as_they_are() -> None:
+    labels = ("O", "credit-card", "E-mail", "I-SSN", "B-SSN")
+    tokens = window(("credit-card", 0, 4), ("O", 5, 6), ("E-mail", 7, 10), ("B-SSN", 11, 12), labels=labels)
+    found = extract("4111 , a@b 7", [tokens], labels, 0.0)
+    assert [(entity.label, entity.text) for entity in found] == [
+        ("credit-card", "4111"),
+        ("E-mail", "a@b"),
+        ("SSN", "7"),
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=8))
+def test_the_schemes_say_the_same(runs: list[tuple[int, bool]]) -> None:
+    """Runs of words, each an entity or outside: every scheme leads to exactly these."""
+    text = " ".join("ab" for words, _ in runs for _ in range(words))
+    ends = np.cumsum([words for words, _ in runs]).tolist()
+    expected = [text[3 * (end - words) : 3 * end - 1] for end, (words, named) in zip(ends, runs, strict=True) if named]
+    labels = ("O", *(f"{prefix}-X" for prefix in "BIESLUM"))
+    for begin, inside, end, single in ("BIIB", "BIES", "BILU", "BMES"):
+        written = [
+            f"{prefix}-X" if named else "O"
+            for words, named in runs
+            for prefix in (single if words == 1 else begin + inside * (words - 2) + end)
+        ]
+        tokens = window(*((label, 3 * at, 3 * at + 2) for at, label in enumerate(written)), labels=labels)
+        assert [entity.text for entity in extract(text, [tokens], labels, 0.0)] == expected
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "bc", "张", "😀"]), st.sampled_from(LABELS)), min_size=1, max_size=20))
+def test_it_does_not_matter_whether_blanks_are_counted_to_words(words: list[tuple[str, str]]) -> None:
+    text, bare, blank = "", [], []
+    for word, label in words:
+        start = len(text)
+        text += f" {word}"
+        bare.append((label, start + 1, len(text)))
+        blank.append((label, start, len(text)))
+    assert extract(text, [window(*blank)], LABELS, 0.0) == extract(text, [window(*bare)], LABELS, 0.0)
+
+
+def test_blanks_that_a_tokenizer_counts_to_a_word_are_no_part_of_it() -> None:
+    assert spans("in Paris", window(("O", 0, 2), ("B-LOC", 2, 8))) == [("LOC", "Paris")]
+    assert spans("Berlin Paris", window(("B-LOC", 0, 6), ("B-LOC", 6, 12))) == [("LOC", "Berlin"), ("LOC", "Paris")]
+    assert spans("Ada Byron", window(("B-PER", 0, 4), ("I-PER", 4, 9))) == [("PER", "Ada Byron")]
+
+
+def test_a_token_of_blanks_alone_is_not_read() -> None:
+    tokens = window(("B-PER", 0, 3), ("O", 3, 4), ("I-PER", 4, 9), ("B-LOC", 9, 10))
+    assert spans("Ada Byron ", tokens) == [("PER", "Ada Byron")]
+
+
 def test_offsets_are_characters_also_beyond_the_basic_plane() -> None:
     text = "😀👩‍👩‍👧 张三"
     start = text.index("张")

@@ -1,13 +1,20 @@
 """
 Labelled spans of characters, from labels of tokens.
 
-Labels are written in the BIO scheme (Ramshaw and Marcus 1995): `B-X` begins an entity of type X, `I-X` continues it,
-`O` is outside. Models label pieces of words, often each with its own `B-`: pieces of one type that touch are one
-entity.
+Labels are read in the schemes BIO (Ramshaw and Marcus 1995), BIOES, BILOU and BMES: `B-X` begins an entity of type X;
+`I-X` and `M-X` are inside; `E-X` and `L-X` are its last token; `S-X` and `U-X` are all of it; `O` is outside. `B-` and
+`I-` always are such prefixes, the others where the labels have one of these two for the same type. Any other label,
+such as `credit-card` or `E-mail`, is a type as it stands, whose neighbours are one entity.
+
+Models label pieces of words, and were often taught the first piece only: pieces of one type that touch are one entity
+whatever their prefixes. Not so where a token begins with a Chinese or Japanese character, which touches the word before
+it; there the prefixes hold.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +22,16 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Offsets = NDArray[np.int32]
+
+_SCHEMED = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
+_ANYWHERE = ("B", "I")
+_CONTINUING = ("I", "M", "E", "L")
+_ENDING = ("E", "L", "S", "U")
+_OUTSIDE = ("O", "")
+# Ideographs, Hiragana and Katakana: words of these are written without blanks between them.
+_UNSPACED = re.compile(
+    "[\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +55,10 @@ class LabelledWindow:
 
 def extract(text: str, windows: Sequence[LabelledWindow], labels: Sequence[str], min_score: float) -> list[Entity]:
     """Return the entities of a text in order. Of overlapping windows, each token is read where it has more context."""
-    tokens = _joined([_without_special_tokens(window) for window in windows])
-    kinds = [_parsed(label) for label in labels]
+    tokens = _joined([_without_blanks(text, window) for window in windows])
+    kinds = _parsed(tuple(labels))
     best = tokens.probabilities.argmax(axis=1)
-    inside = np.flatnonzero(np.array([prefix != "O" for prefix, _ in kinds])[best])
+    inside = np.flatnonzero(np.array([kind != _OUTSIDE for kind in kinds])[best])
     scores = tokens.probabilities[inside, best[inside]].tolist()
     spans: list[_Span] = []
     previous = -2
@@ -50,31 +67,44 @@ def extract(text: str, windows: Sequence[LabelledWindow], labels: Sequence[str],
     ):
         prefix, kind = kinds[label]
         last = spans[-1] if position == previous + 1 else None
-        if last and last.kind == kind and (prefix == "I" or start <= last.end):
-            last.extend(end, score)
+        if last and last.kind == kind and (last.is_continued_by(prefix) or _of_one_word(text, last.end, start)):
+            last.extend(prefix, end, score)
         else:
-            spans.append(_Span(kind, start, end, [score]))
+            spans.append(_Span(kind, prefix, start, end, [score]))
         previous = position
     entities = [Entity(span.kind, text[span.start : span.end], span.start, span.end, span.score) for span in spans]
     return [entity for entity in entities if entity.score >= min_score]
 
 
-def _parsed(label: str) -> tuple[str, str]:
-    """Return prefix and type; a label without a prefix is outside if it is O, and else a type of its own."""
-    prefix, _, kind = label.partition("-")
-    if kind or prefix == "O":
-        return prefix, kind
-    return "I", prefix
+@lru_cache(64)
+def _parsed(labels: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return prefix and type of each label; the prefix of a label that has none is I, which continues its like."""
+    schemed = [_SCHEMED.fullmatch(label) for label in labels]
+    types = {match[2] for match in schemed if match and match[1] in _ANYWHERE}
+    return [
+        (match[1], match[2]) if match and match[2] in types else _OUTSIDE if label == _OUTSIDE[0] else ("I", label)
+        for label, match in zip(labels, schemed, strict=True)
+    ]
+
+
+def _of_one_word(text: str, end: int, start: int) -> bool:
+    """Whether a token that begins at `start` is a piece of the word of the one that ended at `end`."""
+    return start < end or (start == end and not _UNSPACED.match(text, start))
 
 
 @dataclass(slots=True)
 class _Span:
     kind: str
+    prefix: str  # of its last token
     start: int
     end: int
     scores: list[float]
 
-    def extend(self, end: int, score: float) -> None:
+    def is_continued_by(self, prefix: str) -> bool:
+        return prefix in _CONTINUING and self.prefix not in _ENDING
+
+    def extend(self, prefix: str, end: int, score: float) -> None:
+        self.prefix = prefix
         self.end = max(self.end, end)
         self.scores.append(score)
 
@@ -83,9 +113,16 @@ class _Span:
         return sum(self.scores) / len(self.scores)
 
 
-def _without_special_tokens(window: LabelledWindow) -> LabelledWindow:
-    covers_text = window.offsets[:, 1] > window.offsets[:, 0]
-    return LabelledWindow(window.probabilities[covers_text], window.offsets[covers_text])
+def _without_blanks(text: str, window: LabelledWindow) -> LabelledWindow:
+    """Leave out special tokens, and the blanks that some tokenizers count to the word after them."""
+    offsets = np.array([_trimmed(text, start, end) for start, end in window.offsets.tolist()], np.int32).reshape(-1, 2)
+    covers_text = offsets[:, 1] > offsets[:, 0]
+    return LabelledWindow(window.probabilities[covers_text], offsets[covers_text])
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    piece = text[start:end]
+    return end - len(piece.lstrip()), start + len(piece.rstrip())
 
 
 def _joined(windows: Sequence[LabelledWindow]) -> LabelledWindow:
