@@ -1,5 +1,6 @@
 """Every RPC of InferenceService over real sessions, with the real tokenizer service."""
 
+import threading
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
 
@@ -13,6 +14,7 @@ from modelfleet.api.inference.v1 import inference_pb2 as pb
 from modelfleet.api.manager.v1 import version_state_pb2
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2
 from modelfleet.bundle.manifest import Activation, Task
+from modelfleet.inference.tasks import classify
 from modelfleet.inference.tasks.entities import LabelledWindow, extract
 from tokenizers import Encoding
 
@@ -159,6 +161,29 @@ async def test_labels_come_by_falling_score(worker: Worker) -> None:
         scores = [scored.score for scored in classification.labels]
         assert scores == sorted(scores, reverse=True)
         assert classification.usage.token_count == len(encoded(text))
+
+
+@pytest.mark.parametrize(("texts", "beside"), [(1, False), (1000, True)])
+async def test_many_scores_do_not_hold_up_the_event_loop(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, texts: int, beside: bool
+) -> None:
+    threads: set[threading.Thread] = set()
+    rank, write = classify.ranked, pb.LabelScore
+
+    def watched(*args: object) -> object:
+        threads.add(threading.current_thread())
+        return rank(*args)
+
+    def written(**fields: object) -> pb.LabelScore:
+        threads.add(threading.current_thread())
+        return write(**fields)
+
+    monkeypatch.setattr(classify, "ranked", watched)
+    monkeypatch.setattr(pb, "LabelScore", written)
+    answer = await worker.inference.Classify(pb.ClassifyRequest(model="classifier@1", texts=["cat"] * texts))
+
+    assert len(answer.classifications) == texts
+    assert (threading.main_thread() not in threads) is beside
 
 
 async def test_labels_that_exclude_nothing_are_scored_each_on_its_own(worker: Worker) -> None:

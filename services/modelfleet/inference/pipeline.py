@@ -45,6 +45,8 @@ Floats = NDArray[np.float32]
 
 # Reading entities takes up to 4 us a token. More than this would hold up the event loop longer than a thread's hop.
 _INLINE_TOKENS = 500
+# Ranking labels takes about a microsecond a score.
+_INLINE_SCORES = 1000
 
 _NO_FAULT_OF_THE_VERSION = (InvalidInputError, DeadlineExpiredError, OverloadedError, UnavailableError)
 
@@ -114,7 +116,8 @@ class Pipeline:
             tokens = await self._tokens(version, model, text, deadline)
             rows = np.stack(await self._run(model, tokens, deadline))
             probabilities = windows.weighted_mean(rows, tokens.lengths, tokens.window_counts)
-            labels = [classify.ranked(row, model.manifest.labels, top_k) for row in probabilities]
+            rank = functools.partial(classify.all_ranked, probabilities, model.manifest.labels, top_k)
+            labels = rank() if probabilities.size <= _INLINE_SCORES else await asyncio.to_thread(rank)
         return Classified(version, labels, tokens.usage())
 
     async def extract_entities(

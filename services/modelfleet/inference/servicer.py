@@ -1,5 +1,7 @@
 """InferenceService: from protos to the pipeline's words and back."""
 
+import asyncio
+import functools
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -18,6 +20,7 @@ from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.generation.answering import Answering, Chunk, Prompt, Turn
 from modelfleet.inference.generation.options import Grammar, Guidance, Options, Sampling
 from modelfleet.inference.pipeline import Pipeline, TextInput
+from modelfleet.inference.results import Classified
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.tokenization import Truncation
 from modelfleet.inference.tokens import TextUsage, Tokens
@@ -28,6 +31,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TextRequest: TypeAlias = "pb.EmbedRequest | pb.ClassifyRequest"
 
 _SERVED = "served models"
+# Writing a score takes about a microsecond. More than this would hold up the event loop longer than a thread's hop.
+_INLINE_SCORES = 1000
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -58,17 +63,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         answer = await self._pipeline.classify(
             ModelReference.parse(request.model), _text_or_ids(request), deadline=deadline(context), top_k=request.top_k
         )
-        return pb.ClassifyResponse(
-            model=answer.version.model,
-            model_version=answer.version.model_version,
-            classifications=[
-                pb.Classification(
-                    labels=[pb.LabelScore(label=scored.label, score=scored.score) for scored in labels],
-                    usage=_usage(usage),
-                )
-                for labels, usage in zip(answer.labels, answer.usage, strict=True)
-            ],
-        )
+        write = functools.partial(_classified, answer)
+        scores = sum(map(len, answer.labels))
+        return write() if scores <= _INLINE_SCORES else await asyncio.to_thread(write)
 
     async def ExtractEntities(self, request: pb.ExtractEntitiesRequest, context: Context) -> pb.ExtractEntitiesResponse:
         answer = await self._pipeline.extract_entities(
@@ -160,6 +157,20 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             labels=bundle.manifest.labels,
             tokenizer_digest=bundle.tokenizer_digest or "",
         )
+
+
+def _classified(answer: Classified) -> pb.ClassifyResponse:
+    return pb.ClassifyResponse(
+        model=answer.version.model,
+        model_version=answer.version.model_version,
+        classifications=[
+            pb.Classification(
+                labels=[pb.LabelScore(label=scored.label, score=scored.score) for scored in labels],
+                usage=_usage(usage),
+            )
+            for labels, usage in zip(answer.labels, answer.usage, strict=True)
+        ],
+    )
 
 
 def deadline(context: Context) -> float:

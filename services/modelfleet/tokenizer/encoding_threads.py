@@ -17,6 +17,8 @@ from modelfleet.tokenizer.tokenizers import LoadedTokenizer
 _INLINE_CHARACTERS = 500
 # About 25 ms: how long a request may have to wait for another's piece.
 _PIECE_CHARACTERS = 1 << 16
+# What a text costs besides its characters, in characters.
+_CHARACTERS_PER_TEXT = 5
 # Decoding a token costs about as much as encoding four characters.
 _CHARACTERS_PER_TOKEN = 4
 
@@ -37,7 +39,8 @@ class EncodingThreads:
         tokens = windowed = 0
         for piece in _pieces(texts, pairs):
             work = functools.partial(encode, tokenizer, texts[piece], pairs[piece], options, first_index=piece.start)
-            parts.append(await self._run(work, sum(map(len, texts[piece])) + sum(map(len, pairs[piece]))))
+            characters = sum(map(len, texts[piece])) + sum(map(len, pairs[piece]))
+            parts.append(await self._run(work, characters + _CHARACTERS_PER_TEXT * len(texts[piece])))
             tokens += int(parts[-1].token_counts.sum())
             windowed += len(parts[-1].ids)
             check_repeated(tokens, windowed, options)  # each piece alone may be within the bounds

@@ -44,3 +44,8 @@ def ranked(probabilities: Floats, labels: Sequence[str], top_k: int) -> list[Lab
     """Return the labels of one text by falling score, at most `top_k` of them (0 for all)."""
     order = np.argsort(-probabilities, kind="stable")[: top_k or None]
     return [LabelScore(labels[index], float(probabilities[index])) for index in order]
+
+
+def all_ranked(probabilities: Floats, labels: Sequence[str], top_k: int) -> list[list[LabelScore]]:
+    """Do `ranked` for each text of probabilities [texts, labels]."""
+    return [ranked(row, labels, top_k) for row in probabilities]
