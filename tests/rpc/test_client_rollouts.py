@@ -47,7 +47,10 @@ async def test_a_rollout_is_started_watched_promoted_and_over(
     await until(manager, started.rollout, "CANARY")
     worker.traffic = {2: pb.Traffic(request_count=4, failure_count=1, latency_counts=[4])}
     worker.obey()
-    await until(manager, started.rollout, "CANARY", holds=lambda found: found.new_figures.request_count > 0)
+    await until(
+        *(manager, started.rollout, "CANARY"),
+        holds=lambda found: found.new_figures.request_count > 0 and all(one.current for one in found.workers),
+    )
 
     shown = await call(targets, "get_rollout", started.rollout)
     await call(targets, "promote_rollout", started.rollout)

@@ -94,11 +94,17 @@ def _run(client: Client, bundle: Bundle, paths: Paths, inputs: Inputs, graph: Pa
 
 
 def _generated(client: Client, bundle: Bundle, paths: Paths, texts: Sequence[str]) -> Iterator[GoldenExample]:
-    """Yield each text and the tokens that are likeliest after it. Of our own texts, those are left out that end it."""
+    """
+    Yield each text and the tokens that are likeliest after it.
+
+    Our own texts are cut to the model's context, and left out where nothing comes after them.
+    """
     client.push(bundle, paths, "whole", alias="stable")
     client.wait_until_served("whole", timeout_s=_LOAD_TIMEOUT_S)
     prompts = list(texts or DEFAULT_TEXTS)
-    for text, ids in zip(prompts, client.tokenize("whole", prompts).ids, strict=True):
+    room = max(1, (bundle.manifest.max_tokens or 0) - _TOKENS)
+    tokens = client.tokenize("whole", prompts, max_tokens=0 if texts else room)
+    for text, ids in zip(prompts, tokens.ids, strict=True):
         call = client.generate(
             "whole", token_ids=ids, max_tokens=_TOKENS, temperature=0, logprobs=True, timeout_s=_LOAD_TIMEOUT_S
         )
