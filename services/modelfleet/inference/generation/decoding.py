@@ -235,6 +235,8 @@ class Decoding:
                 refused += self._begin(batch)
             except Exception as error:  # noqa: BLE001  whatever it is, these are lost, and they alone
                 refused += self._lost(batch, error)
+            if batch[0].options.guidance:
+                break  # reading a grammar may take a second, so that all others take a step before the next one
         return refused
 
     def _begin(self, batch: list[Sequence]) -> Step:

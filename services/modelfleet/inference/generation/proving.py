@@ -5,6 +5,7 @@ Everything here is generated as requests are: through the queue, the engine and 
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -19,13 +20,14 @@ from modelfleet.inference.canary import Canary
 from modelfleet.inference.engine import Engine
 from modelfleet.inference.generation import sequences
 from modelfleet.inference.generation.model import GenerativeModel
-from modelfleet.inference.generation.options import Options, Sampling
+from modelfleet.inference.generation.options import Grammar, Guidance, Options, Sampling
 from modelfleet.inference.generation.sequences import Finish, Progress
 from modelfleet.inference.tensor_spec import Array
 from modelfleet.runtime.errors import (
     GoldenMismatchError,
     InsufficientMemoryError,
     InvalidBundleError,
+    InvalidInputError,
     ModelfleetError,
     ModelLoadingError,
     OverloadedError,
@@ -67,6 +69,8 @@ async def _warm_up(model: GenerativeModel) -> None:
     rows = min(model.session.batch_rows, model.max_streams)
     longest = _blank(model, max(1, min(BATCH_PROMPT_TOKENS, model.context, model.cache_tokens) // rows - 2))
     await asyncio.gather(*(continued(model, longest, 2) for _ in range(rows)))
+    with contextlib.suppress(InvalidInputError):  # whoever asks such a model for a grammar is told
+        await continued(model, _blank(model, 1), 1, guidance=Guidance(Grammar.REGEX, "."))
     model.memory = replace(model.memory, host_peak_bytes=max(0, peak_memory() - resident))
 
 
@@ -144,7 +148,13 @@ class TokenTrial:
 
 
 async def continued(
-    model: GenerativeModel, prompt: Ids, max_tokens: int, *, logprobs: bool = False, ahead: bool = False
+    model: GenerativeModel,
+    prompt: Ids,
+    max_tokens: int,
+    *,
+    guidance: Guidance | None = None,
+    logprobs: bool = False,
+    ahead: bool = False,
 ) -> tuple[list[int], list[float]]:
     """
     Return the likeliest tokens after a prompt (int32 [tokens]), and their log-probabilities when asked for.
@@ -161,7 +171,7 @@ async def continued(
         if (progress.finish or progress.error) and not ended.done():
             ended.set_result(progress)
 
-    options = Options(sampling=Sampling(temperature=0), logprobs=logprobs)
+    options = Options(sampling=Sampling(temperature=0), guidance=guidance, logprobs=logprobs)
     sequence = sequences.Sequence(prompt, max_tokens, options, None, "", time.monotonic(), math.inf, emit, probe=True)
     model.decoding.submit([sequence], ahead=ahead)
     try:
