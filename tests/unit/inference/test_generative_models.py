@@ -1,4 +1,6 @@
+import asyncio
 import gc
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -7,11 +9,13 @@ import numpy as np
 import pytest
 from harness.tiny_generator import CONTEXT, spoken, write_tiny_generator
 from modelfleet.bundle.directory import open_directory
+from modelfleet.inference.generation import decoding
+from modelfleet.inference.generation.lanes import EngineLane
 from modelfleet.inference.generation.model import GenerationSettings, GenerativeModel
 from modelfleet.inference.generation.proving import continued, prove
 from modelfleet.inference.memory_budget import MemoryLeft
 from modelfleet.inference.session import Device, SessionOptions
-from modelfleet.runtime.errors import InsufficientMemoryError, InvalidBundleError
+from modelfleet.runtime.errors import InsufficientMemoryError, InvalidBundleError, ModelLoadingError
 
 SCRIPT = [40, 50, 60, 70, 80]
 BYTES_A_TOKEN = 64
@@ -40,6 +44,28 @@ async def test_what_is_closed_is_freed_at_once(tmp_path: Path) -> None:
         assert opened() is None
     finally:
         gc.enable()
+
+
+async def test_a_step_that_never_ends_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def stuck(_: EngineLane) -> Any:
+        under_way.set()
+        go_on.wait()
+        return []
+
+    monkeypatch.setattr(EngineLane, "step", stuck)
+    monkeypatch.setattr(decoding, "_CLOSE_S", 0.05)
+    model = load(tmp_path)
+    model.start(print)
+    asked = asyncio.create_task(continued(model, np.array([5], np.int32), 3))
+    await asyncio.to_thread(under_way.wait)
+
+    await model.close()
+
+    go_on.set()
+    with pytest.raises(ModelLoadingError, match="is being unloaded"):
+        await asked
 
 
 async def test_the_cache_takes_no_more_memory_than_is_left(tmp_path: Path) -> None:

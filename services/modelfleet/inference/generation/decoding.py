@@ -34,6 +34,7 @@ _log = structlog.get_logger()
 
 # A batch that cannot be joined later waits so long for company. A prompt takes many times longer to read.
 _GATHER_S = 0.01
+_CLOSE_S = 10.0
 # The piece in which a prompt is read that is too long for a batch, by itself. Half of it takes longer for the whole.
 _PIECE_TOKENS = 64
 
@@ -147,11 +148,17 @@ class Decoding:
         return 0.0 if began is None else time.monotonic() - began
 
     async def close(self) -> None:
-        """End the thread; what still runs or waits is emitted as CANCELLED."""
+        """
+        End the thread; what still runs or waits is emitted as CANCELLED.
+
+        A thread whose step does not end is left behind, and keeps no process from its end.
+        """
         with self._work:
             self._closing = True
             self._work.notify()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, _CLOSE_S)
+        if self._thread.is_alive():
+            _log.error("a step of the engine does not end; its thread is left behind", model=self._name)
         self._series.forget()
 
     # From here on: the thread.

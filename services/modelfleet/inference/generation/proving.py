@@ -173,11 +173,12 @@ async def continued(
 
     options = Options(sampling=Sampling(temperature=0), guidance=guidance, logprobs=logprobs)
     sequence = sequences.Sequence(prompt, max_tokens, options, None, "", time.monotonic(), math.inf, emit, probe=True)
-    model.decoding.submit([sequence], ahead=ahead)
+    decoding = model.decoding
+    decoding.submit([sequence], ahead=ahead)
     try:
         progress = await ended
     finally:
-        model.decoding.cancel([sequence])
+        decoding.cancel([sequence])
     if progress.error:
         raise progress.error
     if progress.finish is Finish.CANCELLED:
