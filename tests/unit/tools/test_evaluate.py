@@ -11,6 +11,7 @@ import pytest
 import structlog
 from harness.letters import Letters, served, serving_letters
 from modelfleet.api.inference.v1 import inference_pb2 as pb
+from modelfleet.runtime.errors import OverloadedError, SessionFailureError
 from modelfleet_tools.__main__ import app
 from modelfleet_tools.evaluate.comparison import compare
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score
@@ -41,9 +42,15 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture
-async def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Any]]:
+def letters() -> Guessing:
+    return Guessing(served=[served(name, 1, aliases=["stable"], labels=LABELS) for name in ("letters", "other")])
+
+
+@pytest.fixture
+async def evaluate(
+    letters: Guessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[..., Any]]:
     """Run `evaluate letters` on rows, which are written to a file, for a task."""
-    letters = Guessing(served=[served(name, 1, aliases=["stable"], labels=LABELS) for name in ("letters", "other")])
     async with serving_letters(letters) as targets:
         monkeypatch.setenv("MODELFLEET_INFERENCE", targets["inference"])
         monkeypatch.chdir(tmp_path)
@@ -79,6 +86,31 @@ async def test_figures_are_those_that_scikit_learn_gives_for_the_same_prediction
     assert metrics["precision_macro"] == precision_score(expected, predicted, average="macro", zero_division=0)
     assert model["confusion"]["counts"] == confusion_matrix(expected, predicted).tolist()
     assert model["labels"][0]["f1"] == f1_score(expected, predicted, labels=["a"], average=None)[0]
+
+
+async def test_a_full_queue_is_waited_for_and_counts_in_no_latency(evaluate: Any, letters: Guessing) -> None:
+    full = OverloadedError("full")
+    full.retry_after_s = 0.3
+    turns = iter([full, None, full, full, *[None] * 1000])
+    letters.fail = lambda request: next(turns) if getattr(request, "texts", None) else None
+
+    shown = await evaluate("classify", ROWS, "--json")
+
+    assert shown.exit_code == 0, shown.stderr
+    (model,) = json.loads(shown.stdout)["models"]
+    assert sum(row["support"] for row in model["labels"]) == len(ROWS)
+    assert next(turns, "none left") is None
+    assert model["latency"]["p50_ms"] < 300
+
+
+async def test_a_service_that_fails_ends_it_in_one_sentence(evaluate: Any, letters: Guessing) -> None:
+    letters.fail = lambda request: SessionFailureError("The session failed.") if getattr(request, "texts", 0) else None
+
+    shown = await evaluate("classify", ROWS)
+
+    assert (shown.exit_code, "Error: The session failed." in shown.stderr) == (1, True), shown.stderr
+    assert not isinstance(shown.exception, ExceptionGroup)
+    assert not Path("evaluation-letters.json").exists()
 
 
 async def test_calibration_is_how_far_confidence_is_from_accuracy(evaluate: Any) -> None:

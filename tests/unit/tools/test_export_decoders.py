@@ -62,7 +62,7 @@ def test_a_decoder_becomes_a_bundle_whose_next_tokens_are_its_source_s(tmp_path:
     assert [step.name for step in report.steps] == ["source", "fp32"]
     assert all(step.per_s for step in report.steps)
     parity, drift = verify(tmp_path / "bundle")
-    assert parity.shapes == 7  # lengths 1 to 32 of 64, of which 32 are for what is written
+    assert parity.shapes == 7  # lengths 1 to 32 of 64
     assert drift < 1e-3
     with pytest.raises(InvalidBundleError, match="differs from its source by"):
         verify(tmp_path / "bundle", checkpoint(tmp_path / "other", seed=1))

@@ -24,8 +24,8 @@ Floats = NDArray[np.float32]
 
 _SEED = 20260101
 _LENGTHS = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256)
-_WRITTEN = 32
-_ROUNDS = 3
+_WRITTEN = 16
+_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
