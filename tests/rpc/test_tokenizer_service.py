@@ -144,6 +144,17 @@ async def test_windows_of_many_texts_that_repeat_them_too_often_are_refused(toke
     await assert_still_serves(tokenizer)
 
 
+async def test_a_chat_has_as_many_messages_as_a_request_may_have_texts(tokenizer: TokenizerServiceStub) -> None:
+    messages = [pb.ChatMessage(role="user", content="a")] * 10_001
+
+    await assert_refused(
+        tokenizer.RenderChat(pb.RenderChatRequest(template_digest=WORDPIECE, messages=messages)),
+        *(errors.InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
+        *("messages has 10001, but one request may have 10000", "messages"),
+    )
+    await assert_still_serves(tokenizer)
+
+
 async def test_many_texts_and_a_large_one_come_back_in_order(tokenizer: TokenizerServiceStub) -> None:
     texts = [f"{'cat ' * (index % 50)}" for index in range(10_000)]
     texts[5000] = "the mat " * 20_000

@@ -140,14 +140,12 @@ class Chats:
     async def _rendered(self, digest: str, template: ChatTemplate, values: Mapping[str, Any]) -> str:
         async with self._turn:
             self._check_not_refused(digest)  # it may have been found out while this one waited for its turn
+            request = {"template": template.source, "values": values}
             try:
-                answer = await self._ask({"template": template.source, "values": values})
+                answer = await self._ask(request)
             except TimeoutError:
                 await self._check_ends(digest, template, values)
-                raise InvalidInputError(
-                    f"The chat template takes longer than {self._timeout_s:g} s for these messages. Send fewer.",
-                    field="messages",
-                ) from None
+                answer = await self._ask_again(request)
         if "refused" in answer:
             raise InvalidInputError(
                 f"The model's chat template refuses these messages: {answer['refused']}", field="messages"
@@ -193,6 +191,16 @@ class Chats:
             _log.warning("a chat template does not end", digest=digest, timeout_s=self._timeout_s)
             self._refused_until[digest] = time.monotonic() + _REFUSED_S
             self._check_not_refused(digest)
+
+    async def _ask_again(self, request: Mapping[str, Any]) -> dict[str, str]:
+        """Blame the messages only when they are late twice: the process may have been paused."""
+        try:
+            return await self._ask(request)
+        except TimeoutError:
+            raise InvalidInputError(
+                f"The chat template takes longer than {self._timeout_s:g} s for these messages. Send fewer.",
+                field="messages",
+            ) from None
 
     async def _ask(self, request: Mapping[str, Any]) -> dict[str, str]:
         """Return the process's answer. Raises TimeoutError, which ends the process."""

@@ -92,6 +92,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     ) -> tokenizer_pb2.RenderChatResponse:
         """Write messages as a prompt."""
         del context
+        self._limits.check_count(len(request.messages), field="messages")
         tokens: Mapping[str, str] = dict(request.special_tokens)
         match request.WhichOneof("template"):
             case "template_digest":

@@ -1,8 +1,11 @@
 import asyncio
 import hashlib
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError
@@ -129,6 +132,22 @@ async def test_a_caller_that_leaves_takes_no_answer_of_another(chats: Chats, tem
 
     assert await asyncio.gather(*renders[1::2]) == ["1", "3", "5"]
     assert chats._process is process  # noqa: SLF001
+
+
+@pytest.mark.slow
+async def test_a_process_that_was_stopped_is_no_fault_of_the_template(chats: Chats, templates: Templates) -> None:
+    digest = templates.add("{{ messages[0].content }}")
+    await chats.render(digest, HELLO, {}, open_answer=True)
+    for pid in renderers():
+        os.kill(pid, signal.SIGSTOP)
+
+    assert await chats.render(digest, HELLO, {}, open_answer=True) == "Hello"
+
+
+def renderers() -> list[int]:
+    """Return the processes that this one has started to render templates."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in children if b"chat_renderer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @pytest.mark.parametrize(
