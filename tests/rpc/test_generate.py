@@ -120,6 +120,20 @@ async def test_a_stop_string_ends_a_continuation_as_well_as_the_model_does(fleet
     assert not ended({"model": "greeter@1", "reason": "CANCELLED"})
 
 
+async def test_prometheus_sees_tokens_and_the_time_to_the_first_and_between_them(fleet: Fleet) -> None:
+    def value(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(f"modelfleet_{name}", {"model": "words@1", **labels}) or 0
+
+    await fleet.say(prompt=[5, 6, 7], max_tokens=12)
+
+    await until(lambda: value("streams_finished_total", reason="LENGTH") == 1)
+    await until(lambda: value("streams", state="active") == value("cache_tokens", kind="reserved") == 0)
+    assert (value("stream_tokens_total", kind="in"), value("stream_tokens_total", kind="out")) == (3, 12)
+    assert (value("first_token_seconds_count"), value("token_seconds_count")) == (1, 11)
+    assert value("streams", state="waiting") == 0
+    assert value("cache_tokens", kind="limit") == (2 << 30) / 64
+
+
 async def test_log_probabilities_come_with_each_token(fleet: Fleet) -> None:
     said = await fleet.say(max_tokens=10, logprobs=True)
 
