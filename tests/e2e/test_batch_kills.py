@@ -61,7 +61,7 @@ async def staged(process: asyncio.subprocess.Process, output: Path, rows: int) -
         await asyncio.sleep(0.002)
 
 
-@pytest.mark.parametrize("ending", ["jsonl.gz", "parquet"])
+@pytest.mark.parametrize("ending", ["jsonl.gz", "csv.zst", "parquet"])
 async def test_a_run_killed_again_and_again_makes_what_an_unbroken_one_makes(
     inference: str, texts: Path, tmp_path: Path, ending: str
 ) -> None:

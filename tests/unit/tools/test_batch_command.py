@@ -271,6 +271,31 @@ async def test_an_output_that_is_there_is_left_alone(batch: Any, texts: Path, tm
     assert len(read_jsonl(tmp_path / "out.jsonl")) == len(TEXTS)
 
 
+@pytest.mark.parametrize("source", ["rows.jsonl", "*.jsonl"])
+async def test_an_input_is_never_written_over(batch: Any, tmp_path: Path, source: str) -> None:
+    output = write_jsonl(tmp_path / "rows.jsonl", [{"text": "mine"}])
+
+    refused = await batch("embed", tmp_path / source, output, "--overwrite")
+
+    assert (refused.exit_code, "is one of the inputs" in refused.stderr) == (1, True), refused.stderr
+    assert read_jsonl(output) == [{"text": "mine"}]
+    output.unlink()  # a pattern that will name it later, such as to the next shard, is as bad
+    assert (await batch("embed", tmp_path / source, output)).exit_code == 1
+
+
+async def test_a_place_that_cannot_be_written_is_one_sentence(batch: Any, texts: Path) -> None:
+    refused = await batch("embed", texts, Path("/proc/out.jsonl"))
+
+    assert (refused.exit_code, "The output cannot be written" in refused.stderr) == (1, True), refused.stderr
+    assert isinstance(refused.exception, SystemExit)
+
+
+async def test_a_byte_order_mark_belongs_to_no_row(batch: Any, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "first"}\n{"text": "second"}\n')
+
+    assert (await batch("embed", tmp_path / "in.jsonl", tmp_path / "out.jsonl")).exit_code == 0
+
+
 async def test_a_run_that_is_complete_is_not_done_again(
     batch: Any, letters: Letters, texts: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Rows of JSONL, CSV and Parquet, one after another, each with the place that messages name."""
 
+import codecs
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,8 +164,11 @@ def _json_rows(stream: IO[bytes]) -> Iterator[tuple[str, Callable[[], Values]]]:
             while line and not line.endswith(b"\n"):
                 line = stream.readline(MAX_ROW_BYTES)
             yield f"line {number}", _failing(f"The line is longer than {MAX_ROW_BYTES} bytes.")
-        elif not line.isspace():
-            yield f"line {number}", _parse_line(line)
+            continue
+        # What Windows puts before the first row is no part of it.
+        row = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if row.strip():
+            yield f"line {number}", _parse_line(row)
 
 
 def _parse_line(line: bytes) -> Callable[[], Values]:

@@ -18,7 +18,7 @@ from modelfleet_tools.batch.progress import Meter, Summary, shown
 from modelfleet_tools.batch.rows import Found, RowError, RowReader
 from modelfleet_tools.batch.sending import Answered, Outcome, Sender, in_order
 from modelfleet_tools.batch.sharding import Shard
-from modelfleet_tools.batch.sources import find_sources, fingerprint, kind_of, locate
+from modelfleet_tools.batch.sources import find_sources, fingerprint, kind_of, locate, names
 from modelfleet_tools.batch.staging import Places, Staging, begin, disk_errors, locked
 from modelfleet_tools.batch.tasks import TEXT_TASKS, Columns, Options, asker, output_schema, read_inputs
 
@@ -60,6 +60,8 @@ async def run(client: AsyncClient, settings: Settings) -> Summary:
     output = settings.shard.path(settings.output)
     places = Places.of(locate(output), settings.work_dir)
     columns = settings.columns
+    if names(settings.input, places.output):
+        raise InvalidInputError(f"{output} is one of the inputs {settings.input}. Write to another --output.")
     sources = await asyncio.to_thread(find_sources, settings.input)
     reader = RowReader(sources, columns.needed(settings.task))
     schema = output_schema(settings.task, await asyncio.to_thread(reader.kept_types, columns.kept))
@@ -79,7 +81,7 @@ async def run(client: AsyncClient, settings: Settings) -> Summary:
         places.output.path if places.output.is_local else output,
     )
     encode = encoder(*kind_of(places.output.name), schema)
-    with locked(places), disk_errors():
+    with disk_errors(), locked(places):
         checkpoint = begin(places, job, "", resume=settings.resume, overwrite=settings.overwrite)
         staging = Staging(places, encode, checkpoint)
         if checkpoint.state is not RunState.RUNNING:

@@ -125,6 +125,12 @@ def find_sources(url: str) -> list[Source]:
     return [_source(location.system, info) for info in files]
 
 
+def names(url: str, place: Location) -> bool:
+    """Return whether a path, pattern or URL names a place, be there a file or not."""
+    location = locate(url)
+    return bool(location.system.equals(place.system)) and _fits(location.path, place.path)
+
+
 def kind_of(name: str) -> tuple[Format, Compression]:
     """Return format and compression by the endings of a name. Raises InvalidInputError for others."""
     stem, compression = name, Compression.NONE
@@ -157,13 +163,12 @@ def fingerprint(sources: Sequence[Source]) -> Fingerprint:
 def _matching(location: Location) -> list[FileInfo]:
     plain, _, _ = location.path[: cast("re.Match[str]", _PATTERN.search(location.path)).start()].rpartition("/")
     selector = FileSelector(plain or "/", recursive="/" in location.path[len(plain) + 1 :], allow_not_found=True)
-    parts = location.path.split("/")
+    return [info for info in location.system.get_file_info(selector) if _fits(location.path, info.path)]
 
-    def fits(path: str) -> bool:
-        found = path.split("/")
-        return len(found) == len(parts) and all(map(fnmatchcase, found, parts))
 
-    return [info for info in location.system.get_file_info(selector) if fits(info.path)]
+def _fits(pattern: str, path: str) -> bool:
+    parts, found = pattern.split("/"), path.split("/")
+    return path == pattern or (len(found) == len(parts) and all(map(fnmatchcase, found, parts)))
 
 
 def _source(system: FileSystem, info: FileInfo) -> Source:

@@ -118,8 +118,10 @@ def locked(places: Places) -> Iterator[None]:
     path = places.checkpoint.with_suffix(".lock")
     with path.open("w") as file:
         _lock(file, places)
-        yield
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def begin(places: Places, job: Job, served: str, *, resume: bool, overwrite: bool) -> Checkpoint:
