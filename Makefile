@@ -40,8 +40,9 @@ postgres:
 	  echo "Tests on PostgreSQL will be skipped: install it with 'apt-get install postgresql'."
 
 # torch takes a gigabyte, which `make test` does without.
-test-export: $(STAMP) ## The tests of exports and training, with torch
+test-export: $(STAMP) ## The tests of exports, training and generated text, with torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[export]'
+	$(BIN)/modelfleet samples fetch smollm2
 	$(BIN)/pytest -m export $(ARGS)
 
 test-fast: $(STAMP) ## The tests that take seconds

@@ -11,9 +11,10 @@ from modelfleet_tools.samples import find_sample, is_whole
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.export,
     pytest.mark.skipif(
         not is_whole(find_sample("smollm2"), SAMPLES / "smollm2"),
-        reason="smollm2 has not been built: `modelfleet samples fetch smollm2`, which needs the extra [export]",
+        reason="smollm2 has not been built: `make test-export` builds it and runs these tests",
     ),
 ]
 TOPICS = ("cats", "the sea", "Ada Lovelace", "bread", "prime numbers", "Paris", "three colours", "why the sky is blue")
