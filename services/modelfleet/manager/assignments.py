@@ -9,8 +9,8 @@ import structlog
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
+from modelfleet.manager.models import ModelVersion, to_model_version
 from modelfleet.manager.placement import pools_of, serves
-from modelfleet.manager.registry import ModelVersion, to_model_version
 from modelfleet.manager.rollout_decisions import Rollout
 from modelfleet.manager.rollout_states import HOLDING_BOTH, RolloutState
 from modelfleet.manager.rollouts import to_rollout

@@ -5,14 +5,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from modelfleet.bundle.bundle import Bundle, BundleFile
+from modelfleet.bundle.bundle import Bundle
 from modelfleet.bundle.reference import ModelReference, check_alias_name, check_model_name
 from modelfleet.manager.aliases import check_free, next_revision, point, rollout_with
 from modelfleet.manager.blobs import note_use, stored_sizes
-from modelfleet.manager.placement import check_pools, place, pools_of
+from modelfleet.manager.models import (
+    Alias,
+    Model,
+    ModelVersion,
+    existing_model,
+    existing_version,
+    listed,
+    pointed,
+    to_model_version,
+    to_models,
+)
+from modelfleet.manager.placement import check_pools, place
 from modelfleet.manager.store.database import Database
 from modelfleet.manager.store.tables import (
     AliasRow,
@@ -21,54 +32,13 @@ from modelfleet.manager.store.tables import (
     ModelVersionRow,
 )
 from modelfleet.runtime.errors import (
-    AliasNotFoundError,
     InvalidBundleError,
     InvalidInputError,
-    ModelNotFoundError,
-    ModelVersionNotFoundError,
     StateConflictError,
 )
 from modelfleet.runtime.paging import Page, PageRequest
 
-_NAMED_IN_ERRORS = 10
-
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelVersion:
-    """A model version as it was registered. `manifest_json` is canonical; files are ordered by path."""
-
-    model: str
-    model_version: int
-    bundle_digest: str
-    manifest_json: str
-    files: tuple[BundleFile, ...]
-    create_time: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """A movable name for a version."""
-
-    alias: str
-    model_version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """
-    A model. `latest_model_version` is 0 and `task` empty when all versions were deleted. Aliases by name.
-
-    `pools` are those that serve it, none for all.
-    """
-
-    model: str
-    aliases: tuple[Alias, ...]
-    latest_model_version: int
-    task: str
-    create_time: datetime
-    pools: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +81,7 @@ class Registry:
                 version = _next_version(session, model, bundle)
             moved = alias is not None and point(session, model, alias, version.model_version)
             if wanted:
-                moved |= place(session, _existing(session, model), wanted)
+                moved |= place(session, existing_model(session, model), wanted)
             registration = Registration(to_model_version(version), created)
         number = registration.model_version.model_version
         _log.info("model version registered", model=model, model_version=number, alias=alias, created=created)
@@ -123,7 +93,7 @@ class Registry:
         """Return a model. Raises ModelNotFoundError."""
         check_model_name(name)
         with self._database.reading() as session:
-            return _models(session, [_existing(session, name)])[0]
+            return to_models(session, [existing_model(session, name)])[0]
 
     def models(self, page: PageRequest) -> Page[Model]:
         """Return a page of models ordered by name. Raises InvalidInputError for a bad page."""
@@ -132,12 +102,12 @@ class Registry:
             rows = session.scalars(
                 select(ModelRow).where(ModelRow.model > (after or "")).order_by(ModelRow.model).limit(limit + 1)
             )
-            return Page.cut(_models(session, rows.all()), limit, "models", lambda model: model.model)
+            return Page.cut(to_models(session, rows.all()), limit, "models", lambda model: model.model)
 
     def model_version(self, reference: ModelReference) -> ModelVersion:
         """Return the version that a reference names. Raises NotFoundErrors that name what there is instead."""
         with self._database.reading() as session:
-            number = reference.model_version or _pointed(session, reference.model, reference.alias or "")
+            number = reference.model_version or pointed(session, reference.model, reference.alias or "")
             return to_model_version(existing_version(session, reference.model, number))
 
     def model_versions(self, model: str, page: PageRequest) -> Page[ModelVersion]:
@@ -146,7 +116,7 @@ class Registry:
         listing = f"model_versions of {model}"
         limit, before = page.limit, page.after_number(listing)
         with self._database.reading() as session:
-            _existing(session, model)
+            existing_model(session, model)
             query = select(ModelVersionRow).filter_by(model=model).order_by(ModelVersionRow.model_version.desc())
             if before is not None:
                 query = query.where(ModelVersionRow.model_version < before)
@@ -166,7 +136,7 @@ class Registry:
                 )
             if aliases := _aliases_of(session, model, model_version):
                 raise StateConflictError(
-                    f"Model {model!r} version {model_version} cannot be deleted: {_listed(aliases)} of the model "
+                    f"Model {model!r} version {model_version} cannot be deleted: {listed(aliases)} of the model "
                     "names it. Point the alias at another version or delete it first."
                 )
             note_use(session, (file.sha256 for file in row.files))
@@ -192,9 +162,9 @@ class Registry:
         check_model_name(model)
         wanted = check_pools(pools)
         with self._database.writing() as session:
-            row = _existing(session, model)
+            row = existing_model(session, model)
             moved = place(session, row, wanted)
-            placed = _models(session, [row])[0]
+            placed = to_models(session, [row])[0]
         _log.info("model placed", model=model, pools=wanted, moved=moved)
         if moved:
             self._assignment_changed()
@@ -205,18 +175,12 @@ class Registry:
         check_model_name(model)
         check_alias_name(alias)
         with self._database.writing() as session:
-            _pointed(session, model, alias)
+            pointed(session, model, alias)
             check_free(session, model, alias)
             session.delete(session.get_one(AliasRow, (model, alias)))
             next_revision(session)
         _log.info("alias deleted", model=model, alias=alias)
         self._assignment_changed()
-
-
-def to_model_version(row: ModelVersionRow) -> ModelVersion:
-    """Return the version of a row. Its digest is never computed again: the defaults of manifests change with time."""
-    files = tuple(BundleFile(file.path, file.sha256, file.size) for file in row.files)
-    return ModelVersion(row.model, row.model_version, row.bundle_digest, row.manifest_json, files, row.create_time)
 
 
 def _check_blobs(session: Session, bundle: Bundle) -> None:
@@ -257,77 +221,9 @@ def _next_version(session: Session, model: str, bundle: Bundle) -> ModelVersionR
     return version
 
 
-def _models(session: Session, rows: Iterable[ModelRow]) -> list[Model]:
-    rows = list(rows)
-    names = [row.model for row in rows]
-    aliases: dict[str, list[Alias]] = {name: [] for name in names}
-    for alias in session.scalars(select(AliasRow).where(AliasRow.model.in_(names)).order_by(AliasRow.alias)):
-        aliases[alias.model].append(Alias(alias.alias, alias.model_version))
-    newest = (
-        select(ModelVersionRow.model, func.max(ModelVersionRow.model_version).label("model_version"))
-        .where(ModelVersionRow.model.in_(names))
-        .group_by(ModelVersionRow.model)
-        .subquery()
-    )
-    latest = {
-        model: (number, task)
-        for model, number, task in session.execute(
-            select(ModelVersionRow.model, ModelVersionRow.model_version, ModelVersionRow.task).join(
-                newest,
-                (ModelVersionRow.model == newest.c.model) & (ModelVersionRow.model_version == newest.c.model_version),
-            )
-        )
-    }
-    return [
-        Model(row.model, tuple(aliases[row.model]), *latest.get(row.model, (0, "")), row.create_time, pools_of(row))
-        for row in rows
-    ]
-
-
-def _existing(session: Session, model: str) -> ModelRow:
-    row = session.get(ModelRow, model)
-    if row is None:
-        names = session.scalars(select(ModelRow.model).order_by(ModelRow.model).limit(_NAMED_IN_ERRORS + 1)).all()
-        there = f"there is {_listed(names)}" if names else "there is none yet; push one"
-        raise ModelNotFoundError(f"No model {model!r} is registered; {there}.", field="model")
-    return row
-
-
-def existing_version(session: Session, model: str, model_version: int) -> ModelVersionRow:
-    """Return the row of a version. Raises ModelNotFoundError and ModelVersionNotFoundError that name what there is."""
-    row = session.get(ModelVersionRow, (model, model_version))
-    if row is None:
-        _existing(session, model)
-        numbers = session.scalars(
-            select(ModelVersionRow.model_version)
-            .filter_by(model=model)
-            .order_by(ModelVersionRow.model_version.desc())
-            .limit(_NAMED_IN_ERRORS + 1)
-        )
-        raise ModelVersionNotFoundError(
-            f"Model {model!r} has no version {model_version}; it has {_listed(numbers)}.", field="model_version"
-        )
-    return row
-
-
-def _pointed(session: Session, model: str, alias: str) -> int:
-    row = session.get(AliasRow, (model, alias))
-    if row is None:
-        _existing(session, model)
-        names = session.scalars(select(AliasRow.alias).filter_by(model=model).order_by(AliasRow.alias))
-        raise AliasNotFoundError(f"Model {model!r} has no alias {alias!r}; it has {_listed(names)}.", field="alias")
-    return row.model_version
-
-
 def _aliases_of(session: Session, model: str, model_version: int) -> list[str]:
     query = select(AliasRow.alias).filter_by(model=model, model_version=model_version).order_by(AliasRow.alias)
     return list(session.scalars(query))
-
-
-def _listed(values: Iterable[object]) -> str:
-    shown = [repr(value) for value in values]
-    more = ["and others"] if len(shown) > _NAMED_IN_ERRORS else []
-    return ", ".join(shown[:_NAMED_IN_ERRORS] + more) or "none"
 
 
 def _check_number(model_version: int) -> None:

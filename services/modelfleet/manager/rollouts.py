@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from modelfleet.bundle.reference import check_alias_name, check_model_name
 from modelfleet.manager.aliases import check_free, next_revision, point
 from modelfleet.manager.canary import Canary
+from modelfleet.manager.models import existing_version
 from modelfleet.manager.placement import pools_of
-from modelfleet.manager.registry import existing_version
 from modelfleet.manager.rollout_decisions import (
     Baseline,
     Figures,

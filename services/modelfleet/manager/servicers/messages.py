@@ -3,7 +3,7 @@
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from modelfleet.api.manager.v1 import model_service_pb2 as pb
-from modelfleet.manager.registry import Alias, Model, ModelVersion
+from modelfleet.manager.models import Alias, Model, ModelVersion
 
 
 def model_version_message(version: ModelVersion) -> pb.ModelVersion:
