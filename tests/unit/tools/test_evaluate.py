@@ -113,6 +113,13 @@ async def test_a_service_that_fails_ends_it_in_one_sentence(evaluate: Any, lette
     assert not Path("evaluation-letters.json").exists()
 
 
+async def test_a_version_that_is_not_served_is_named(evaluate: Any) -> None:
+    shown = await evaluate("classify", ROWS, "--compare", "letters@7")
+
+    assert shown.exit_code == 4
+    assert shown.stderr == "Error: letters@7 is not served. List what is with `modelfleet models --served`.\n"
+
+
 async def test_calibration_is_how_far_confidence_is_from_accuracy(evaluate: Any) -> None:
     rows = [{"text": "a", "label": "a"}] * 3 + [{"text": "a", "label": "b"}]
 

@@ -21,6 +21,7 @@ from modelfleet_tools.batch.sharding import Shard
 from modelfleet_tools.batch.sources import find_sources, fingerprint, kind_of, locate, names
 from modelfleet_tools.batch.staging import Places, Staging, begin, disk_errors, locked
 from modelfleet_tools.batch.tasks import TEXT_TASKS, Columns, Options, asker, output_schema, read_inputs
+from modelfleet_tools.named_version import named_version
 
 # A chunk ends after so many rows of the input whatever comes of them, so that a run that was killed cuts its output as
 # an unbroken one does.
@@ -88,7 +89,7 @@ async def run(client: AsyncClient, settings: Settings) -> Summary:
             if checkpoint.state is RunState.SEALING:
                 await asyncio.to_thread(staging.seal)
             return _summary(staging.checkpoint, Meter(checkpoint, lambda: 1.0), 0, 0)
-        served = await named_version(client, checkpoint.served or settings.model)
+        served = await _served(client, checkpoint, settings.model)
         if served.task != settings.task:
             raise WrongTaskError(
                 f"{served.model}@{served.model_version} is a model of the task {served.task!r}, not {settings.task!r}."
@@ -97,21 +98,15 @@ async def run(client: AsyncClient, settings: Settings) -> Summary:
         return await _stage(client, settings, reader, staging)
 
 
-async def named_version(client: AsyncClient, model: str) -> ServedModel:
-    """
-    Return the version that a reference names now, so that one version answers to the end.
-
-    Raises NotServedHereError when no worker has it ready.
-    """
-    reference = ModelReference.parse(model)
-    for one in await client.served_models():
-        named = one.model_version == reference.model_version or reference.alias in one.aliases
-        if one.model == reference.model and named and one.state == "READY":
-            return one
-    raise NotServedHereError(
-        f"{reference} is not served. List what is with `modelfleet models --served`. A batch run goes on with the "
-        "version that it was begun with, or begins anew with --overwrite."
-    )
+async def _served(client: AsyncClient, begun: Checkpoint, model: str) -> ServedModel:
+    try:
+        return await named_version(client, begun.served or model)
+    except NotServedHereError as error:
+        if not begun.served:
+            raise
+        raise NotServedHereError(
+            f"{error.message} The run was begun with that version: serve it again, or begin anew with --overwrite."
+        ) from error
 
 
 async def _stage(client: AsyncClient, settings: Settings, reader: RowReader, staging: Staging) -> Summary:

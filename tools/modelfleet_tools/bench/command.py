@@ -10,6 +10,7 @@ from modelfleet.client import AsyncClient
 from modelfleet.runtime.errors import UnavailableError, WrongTaskError
 
 from modelfleet_tools.extras import needs_extra
+from modelfleet_tools.named_version import named_version
 from modelfleet_tools.options import InferenceOption, JsonOption
 from modelfleet_tools.output import print_json, tell
 from modelfleet_tools.requests import ModelArgument, TruncationOption, WindowOption
@@ -61,7 +62,6 @@ def bench(
     Examples: modelfleet bench minilm --callers 1,8,64; modelfleet bench minilm --rate 20,50,100 --plot sweep.png
     """
     from modelfleet_tools.bars.texts import WordCounts  # noqa: PLC0415
-    from modelfleet_tools.batch.run import named_version  # noqa: PLC0415
     from modelfleet_tools.batch.tasks import Options, asker  # noqa: PLC0415  pyarrow, which other commands need not
     from modelfleet_tools.bench import report  # noqa: PLC0415
     from modelfleet_tools.bench.load import ClosedLoop, apply_load  # noqa: PLC0415

@@ -7,13 +7,13 @@ from modelfleet.client import AsyncClient
 from modelfleet.runtime.errors import WrongTaskError
 
 from modelfleet_tools.batch.formats import JsonLines
-from modelfleet_tools.batch.run import named_version
 from modelfleet_tools.batch.tasks import Options
 from modelfleet_tools.evaluate.asking import ask_all
 from modelfleet_tools.evaluate.comparison import compare
 from modelfleet_tools.evaluate.examples import LABEL_COLUMNS, Data, Example, check_labels, read_examples
 from modelfleet_tools.evaluate.report import Evaluation, ModelReport
 from modelfleet_tools.evaluate.scores import score
+from modelfleet_tools.named_version import named_version
 
 
 @dataclass(frozen=True, slots=True)
