@@ -30,7 +30,7 @@ demo: $(LOCAL) ## Start the three services, push the sample model, send requests
 up: $(LOCAL) ## Start the three services and serve until Ctrl-C
 	$(BIN)/modelfleet up $(ARGS)
 
-test: lint proto-check chart-check postgres ## Everything that CI checks
+test: lint proto-check chart-check postgres ## Every check but those that need torch
 	$(BIN)/pytest --numprocesses=auto --dist=loadscope $(ARGS)
 
 # For the tests of the manager's database, which start a server of their own; they are skipped where this cannot be.

@@ -9,7 +9,7 @@ import pytest
 from e2e.conftest import Serving
 from modelfleet.bundle.directory import open_directory
 from modelfleet.client import Client
-from modelfleet.runtime.errors import SessionFailureError
+from modelfleet.runtime.errors import InvalidInputError
 from onnx import TensorProto, helper
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def ask(client: Client, **options: str) -> bool:
     """Return whether the number 50 was found."""
     try:
         client.infer(NAME, {"number": np.array([50], np.int64)}, **options)
-    except SessionFailureError:
+    except InvalidInputError:
         return False
     return True
 

@@ -21,13 +21,13 @@ from modelfleet.runtime.errors import (
     UnavailableError,
 )
 
-from modelfleet_tools.export.bundle_folder import new_folder, write_manifest
+from modelfleet_tools.export.bundle_folder import NOTICES, new_folder, write_manifest
 from modelfleet_tools.export.quiet import first_line
 from modelfleet_tools.extras import needs_extra
 
 SCHEME = "hf://"
 _GRAPHS = ("model.onnx", "onnx/model.onnx")
-_BESIDE = ("*.json", "*.txt", "*.yaml", "*.jinja", "README.md", "LICENSE*", "NOTICE*", "1_Pooling/*")
+_BESIDE = ("*.json", "*.txt", "*.yaml", "*.jinja", *NOTICES, "1_Pooling/*")
 _NAMED = 8
 TIMEOUT_S = 30.0
 _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)

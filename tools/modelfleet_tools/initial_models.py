@@ -21,6 +21,7 @@ from modelfleet.runtime.errors import (
     UnavailableError,
 )
 
+from modelfleet_tools.export.quiet import first_line
 from modelfleet_tools.health import wait_until_healthy
 from modelfleet_tools.importing import SCHEME, fetch, keep_graph
 from modelfleet_tools.options import open_client
@@ -111,7 +112,9 @@ def _fetch_bucket(url: str, folder: Path) -> None:
                 for chunk in obstore.get(store, found["path"]).stream():
                     output.write(chunk)
     except BaseError as error:
-        raise UnavailableError(f"The bucket cannot be read: {str(error).partition(chr(10))[0]}") from error
+        raise UnavailableError(
+            f"The bucket cannot be read: {first_line(error)} Check its name, the credentials and the endpoint."
+        ) from error
     if not folder.exists():
         raise NotFoundError(f"There is nothing below {url}. Give the prefix that has config.json right below it.")
 

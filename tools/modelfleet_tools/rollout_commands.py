@@ -24,7 +24,7 @@ _STYLES = {"SUCCEEDED": "bold green", "FAILED": "bold red", "ABORTED": "bold yel
 
 commands = typer.Typer(
     cls=Commands,
-    help="Move an alias to another version on every worker, without a failed request.",
+    help="Move an alias to another version on every worker that serves the model, without a failed request.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

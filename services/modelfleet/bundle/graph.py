@@ -112,9 +112,7 @@ def _parsed(model_path: Path, shown: str) -> ModelProto:
         model.ParseFromString(without_weights(memoryview(content)))
     except OSError as error:
         raise InvalidBundleError(f"{shown} cannot be read: {error.strerror}.", field="model") from error
-    except (
-        Exception
-    ) as error:  # protobuf's backends raise different classes for bytes that do not parse; mmap, for none
+    except Exception as error:  # protobuf's backends differ in what they raise; mmap raises for an empty file
         raise InvalidBundleError(
             f"{shown} is no ONNX graph: its bytes do not parse. Is the file cut short, or a Git LFS pointer? "
             "Fetch or export it again.",
@@ -134,9 +132,8 @@ def _looked_up(node: NodeProto) -> Iterator[tuple[str, str]]:
         axes = [attribute.i for attribute in node.attribute if attribute.name in {"axis", "gather_axis"}]
         if not any(axes):  # 0, or not given
             yield node.input[0], node.input[1]
-    elif (
-        node.op_type == "EmbedLayerNormalization"
-    ):  # https://github.com/microsoft/onnxruntime, docs/ContribOperators.md
+    # https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+    elif node.op_type == "EmbedLayerNormalization":
         yield node.input[2], node.input[0]
         yield node.input[4], node.input[1]
 

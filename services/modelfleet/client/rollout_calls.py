@@ -35,7 +35,7 @@ def start_rollout(
     timeout_s: float | None = None,
 ) -> Procedure[Rollout]:
     """
-    Begin to move an alias, `name@alias` or `name` for its `stable`, to a version on every worker.
+    Begin to move an alias, `name@alias` or `name` for its `stable`, to a version on every worker that serves it.
 
     With `canary_percents`, the new version gets these shares first, one after the other: each for at least
     `step_duration_s`, or until promoted where that is 0. It fails once it has ended `min_requests` (0 for 100) and more

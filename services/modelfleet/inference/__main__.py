@@ -91,7 +91,8 @@ class Settings(ServerSettings):
     max_streams: int = Field(default=0, ge=0)
     """Most continuations of one generative model at once; 0 for 16 on a CPU and 64 on a GPU."""
     generation_cache_bytes: int = Field(default=2 << 30, ge=1)
-    """Memory for the tokens of one generative model's continuations; a request that needs more waits, or is refused."""
+    """Most memory for the tokens of one generative model's continuations, and at most three quarters of what is left
+    when it is loaded; a request that needs more waits, or is refused."""
     max_texts: int = Field(default=4096, ge=1)
     """Most texts in one request."""
     max_text_bytes: int = Field(default=512 << 10, ge=1)
@@ -102,7 +103,8 @@ class Settings(ServerSettings):
     """Let the versions that were not used for longest make way for one that does not fit into memory. The next request
     for one of them loads it again, and waits for that."""
     max_loaded_versions: int = Field(default=0, ge=0)
-    """Most versions loaded at once, by the same means, which it switches on; 0 for no limit."""
+    """Most versions loaded at once; beyond it, those that were not used for longest make way. Switches on
+    `--evict-idle`, too. 0 for no limit."""
     canary_interval_s: float = Field(default=10, ge=0)
     """Pause between requests of the worker's own, which find out whether it still answers; 0 for none."""
     canary_timeout_s: float = Field(default=60, gt=0)

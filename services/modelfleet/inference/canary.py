@@ -33,7 +33,7 @@ class Trial:
         return _flat(results)
 
 
-class Asked(Protocol):
+class Question(Protocol):
     """What is asked of a model of whatever kind."""
 
     async def run(self, model: Any, engine: Engine) -> list[Array]:
@@ -44,7 +44,7 @@ class Asked(Protocol):
 class Canary:
     """A trial and what was answered first. `tolerance` is a share of the answer's largest magnitude."""
 
-    trial: Asked
+    trial: Question
     expected: list[Array]
     tolerance: float
 

@@ -27,7 +27,7 @@ _log = structlog.get_logger()
 _TRIES = 2
 
 
-class Runs(Protocol):
+class Runner(Protocol):
     """What runs requests: the engine, or a generative model's own."""
 
     batches_ended: int
@@ -92,7 +92,7 @@ class Health:
                 if version.state is VersionState.READY and version.model and version.model.canary:
                     await self._check(version, version.model, version.model.canary)
 
-    def _check_runs(self, engine: Runs) -> None:
+    def _check_runs(self, engine: Runner) -> None:
         if (running_s := engine.longest_run_s()) > self._timeout_s:
             self._failed_for(f"a batch has been running for {running_s:.0f} s")
 
@@ -117,7 +117,7 @@ class Health:
 
     async def _answer(self, model: HeldModel, canary: Canary) -> list[Array]:
         """Return the canary's answer, however long the queue is, while the engine shows signs of life."""
-        engine: Runs = model.decoding if isinstance(model, GenerativeModel) else self._engine
+        engine: Runner = model.decoding if isinstance(model, GenerativeModel) else self._engine
         answer = asyncio.create_task(canary.trial.run(model, self._engine))
         try:
             while not answer.done():

@@ -114,12 +114,17 @@ class Loader:
         started = time.monotonic()
         await asyncio.to_thread(return_free_memory)  # of the downloads, so that what is left is known
         if assigned.bundle.manifest.task is Task.GENERATE:
-            return await self._generative(assigned, entered)
+            model: HeldModel = await self._generative(assigned, entered)
+        else:
+            model = await self._loaded(assigned, entered)
+        seconds = round(time.monotonic() - started, 3)
+        _log.info("loaded", version=model.name, seconds=seconds, **asdict(model.memory))
+        return model
+
+    async def _loaded(self, assigned: AssignedVersion, entered: Callable[[VersionState], None]) -> LoadedModel:
         model, proof = await asyncio.to_thread(self._verified, assigned)
         entered(VersionState.WARMING)
         await self._prove(model, proof)
-        seconds = round(time.monotonic() - started, 3)
-        _log.info("loaded", version=model.name, seconds=seconds, **asdict(model.memory))
         return model
 
     async def unload(self, model: HeldModel) -> None:

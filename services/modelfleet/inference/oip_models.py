@@ -34,7 +34,8 @@ class Signature:
     """
     A model's tensors, batch dimension included. `batches`: whether the first dimension is one, with others behind it.
 
-    A configuration gives those behind it alone. It cannot give none, so a graph of batches of scalars has whole shapes.
+    A configuration leaves the batch dimension out. Where nothing would be left, as for batches of scalars, it gives the
+    whole shape, and `batches` is False.
     """
 
     inputs: tuple[TensorSpec, ...]

@@ -1,6 +1,7 @@
 """GRPCInferenceService of the Open Inference Protocol: from its messages to the pipeline and back."""
 
 import asyncio
+import functools
 from collections.abc import Iterator
 from importlib.metadata import version as package_version
 from typing import Any, TypeAlias
@@ -93,9 +94,8 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         reference = _reference(request.model_name, request.model_version)
-        inputs = (
-            (await asyncio.to_thread(read_inputs, request)) if takes_long_to_read(request) else read_inputs(request)
-        )
+        read = functools.partial(read_inputs, request)
+        inputs = await asyncio.to_thread(read) if takes_long_to_read(request) else read()
         async with self._pipeline.held(reference) as (key, model):
             wanted = wanted_outputs(request, oip_models.signature(model).outputs)
             # By number from here on, so that one version answers even if the alias moves meanwhile.

@@ -8,6 +8,7 @@ from typing import Any
 
 from modelfleet.inference import metrics
 from modelfleet.inference.jobs import Batch, Job, Place, Runnable
+from modelfleet.inference.session import RefusedInputs
 from modelfleet.runtime.deadlines import ran_out
 from modelfleet.runtime.errors import (
     DeadlineExpiredError,
@@ -79,7 +80,7 @@ class Outcomes:
                 place.queue.discard(job)
                 # Else nobody waits for it any more, or another batch of its rows has failed already.
                 if job.missing > 0 and not job.probe:
-                    place.model.record.failure(now - job.arrival, fault=not isinstance(error, _CALLERS_FAULTS))
+                    place.model.record.failure(now - job.arrival, fault=not _callers_fault(error))
                 job.missing = 0  # so that no batch of it that still runs makes it whole
         self._loop.call_soon_threadsafe(_raise, jobs, error)
         if isinstance(error, FatalDeviceError):
@@ -94,6 +95,15 @@ class Outcomes:
             place.model.record.failure(elapsed_s, fault=not job.waiting)
         job.missing = 0  # as in reject
         place.queue.discard(job)
+
+
+def _callers_fault(error: ModelfleetError) -> bool:
+    """
+    Return whether an error says nothing against the version.
+
+    What its graph refuses is counted: it may be the graph that is wrong, and a canary would not be found out.
+    """
+    return isinstance(error, _CALLERS_FAULTS) and not isinstance(error.__cause__, RefusedInputs)
 
 
 def _resolve(jobs: Sequence[Job]) -> None:

@@ -24,7 +24,7 @@ from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.engine import Engine
 from modelfleet.inference.models import HeldModel, TensorModel, TextModel
 from modelfleet.inference.request_limits import RequestLimits
-from modelfleet.inference.results import Classified, Embedded, Extracted, Inferred, Reranked
+from modelfleet.inference.results import INLINE_SCORES, Classified, Embedded, Extracted, Inferred, Reranked
 from modelfleet.inference.served_models import EvictedError, NotHeldError, ServedModels, ServedVersion
 from modelfleet.inference.tasks import classify, embed, entities, rerank, tensors, windows
 from modelfleet.inference.tensor_spec import Array
@@ -45,8 +45,6 @@ Floats = NDArray[np.float32]
 
 # Reading entities takes up to 4 us a token. More than this would hold up the event loop longer than a thread's hop.
 _INLINE_TOKENS = 500
-# Ranking labels takes about a microsecond a score.
-_INLINE_SCORES = 1000
 
 _NO_FAULT_OF_THE_VERSION = (InvalidInputError, DeadlineExpiredError, OverloadedError, UnavailableError)
 
@@ -117,7 +115,7 @@ class Pipeline:
             rows = np.stack(await self._run(model, tokens, deadline))
             probabilities = windows.weighted_mean(rows, tokens.lengths, tokens.window_counts)
             rank = functools.partial(classify.all_ranked, probabilities, model.manifest.labels, top_k)
-            labels = rank() if probabilities.size <= _INLINE_SCORES else await asyncio.to_thread(rank)
+            labels = rank() if probabilities.size <= INLINE_SCORES else await asyncio.to_thread(rank)
         return Classified(version, labels, tokens.usage())
 
     async def extract_entities(

@@ -12,6 +12,9 @@ from modelfleet.inference.tokens import TextUsage
 
 Floats = NDArray[np.float32]
 
+INLINE_SCORES = 1000
+"""Scores that are ranked and written in the event loop; more take long enough for a thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class Embedded:

@@ -20,7 +20,7 @@ from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.generation.answering import Answering, Chunk, Prompt, Turn
 from modelfleet.inference.generation.options import Grammar, Guidance, Options, Sampling
 from modelfleet.inference.pipeline import Pipeline, TextInput
-from modelfleet.inference.results import Classified
+from modelfleet.inference.results import INLINE_SCORES, Classified
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.tokenization import Truncation
 from modelfleet.inference.tokens import TextUsage, Tokens
@@ -31,8 +31,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TextRequest: TypeAlias = "pb.EmbedRequest | pb.ClassifyRequest"
 
 _SERVED = "served models"
-# Writing a score takes about a microsecond. More than this would hold up the event loop longer than a thread's hop.
-_INLINE_SCORES = 1000
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -65,7 +63,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         )
         write = functools.partial(_classified, answer)
         scores = sum(map(len, answer.labels))
-        return write() if scores <= _INLINE_SCORES else await asyncio.to_thread(write)
+        return write() if scores <= INLINE_SCORES else await asyncio.to_thread(write)
 
     async def ExtractEntities(self, request: pb.ExtractEntitiesRequest, context: Context) -> pb.ExtractEntitiesResponse:
         answer = await self._pipeline.extract_entities(

@@ -81,7 +81,7 @@ class _Line:
 
     waiting: list[_Waiting] = field(default_factory=list)
     characters: int = 0
-    callers: set["asyncio.Task[None] | None"] = field(default_factory=set)
+    calls: set["asyncio.Task[None] | None"] = field(default_factory=set)
 
 
 class Tokenization:
@@ -114,18 +114,18 @@ class Tokenization:
             line = self._lines[options] = _Line()
         line.waiting.append(waiting)
         line.characters += characters
-        if not line.callers or (line.characters > self._max_characters and len(line.callers) < _MOST_CALLS):
-            line.callers.add(asyncio.create_task(self._call_while_needed(options, line)))
+        if not line.calls or (line.characters > self._max_characters and len(line.calls) < _MOST_CALLS):
+            line.calls.add(asyncio.create_task(self._call_while_needed(options, line)))
         return await future
 
     async def _call_while_needed(self, options: TokenizeOptions, line: _Line) -> None:
         """Make one call after another, until none waits or another caller is enough for those who do."""
         try:
-            while line.waiting and (len(line.callers) == 1 or line.characters > self._max_characters):
+            while line.waiting and (len(line.calls) == 1 or line.characters > self._max_characters):
                 await self._call(options, self._next_group(line))
         finally:
-            line.callers.discard(asyncio.current_task())
-            if not line.callers:
+            line.calls.discard(asyncio.current_task())
+            if not line.calls:
                 del self._lines[options]
 
     def _next_group(self, line: _Line) -> list[_Waiting]:

@@ -1,5 +1,5 @@
 """
-Traces by OpenTelemetry: a span for each call, below the caller's own, and one below that for each stage.
+Traces by OpenTelemetry: a span for each call, below the caller's own, and below that for its stages.
 
 Off unless OTEL_EXPORTER_OTLP_ENDPOINT, or its like for traces, says where a collector takes OTLP over gRPC; the other
 standard variables hold, too: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/

@@ -48,11 +48,12 @@ class Settings(ServerSettings):
     max_texts: int = Field(default=16384, ge=1)
     """Most texts, or sequences of token ids, in one request."""
     max_text_bytes: int = Field(default=4 << 20, ge=1)
-    """Largest text, in bytes of UTF-8."""
+    """Largest text, and all messages of a conversation together, in bytes of UTF-8."""
     max_tokenizer_bytes: int = Field(default=128 << 20, ge=1)
     """Largest `tokenizer.json`."""
     chat_timeout_s: float = Field(default=1, gt=0)
-    """Longest time that a model's chat template may take; past it with one word, it is refused for a minute."""
+    """Longest time that a model's chat template may take. A template that takes longer for a single word, too, is
+    refused for a minute."""
 
 
 @asynccontextmanager

@@ -312,14 +312,14 @@ async def test_a_request_with_a_bad_row_in_one_of_its_batches_fails_once_and_who
     assert (model.record.fail.count, model.record.success.count) == (1, 1)
 
 
-async def test_values_that_a_tensor_model_cannot_take_are_no_fault_of_the_version(tmp_path: Path) -> None:
+async def test_values_that_a_graph_refuses_are_told_to_the_caller_and_count_against_the_version(tmp_path: Path) -> None:
     model = graphs.load(graphs.tensor_bundle(graphs.chooser()), tmp_path)
     async with running_engine(model) as engine:
         with pytest.raises(InvalidInputError, match="graph of m@1 cannot compute with the values"):
             await engine.submit(model, {"x": np.array([graphs.VOCABULARY_SIZE])}, [1], deadline=math.inf)
         ((y,),) = await engine.submit(model, {"x": np.array([3])}, [1], deadline=math.inf)
     np.testing.assert_array_equal(y, graphs.VECTORS[[3]])
-    assert (model.record.fail.count, model.record.faults) == (1, 0)
+    assert (model.record.fail.count, model.record.faults) == (1, 1)
 
 
 async def test_a_model_that_returns_too_few_rows_fails_and_the_engine_goes_on(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import structlog
-from harness.letters import Letters, served, serving_letters
+from harness.letters import Letters, probability, served, serving_letters
 from modelfleet.api.inference.v1 import inference_pb2 as pb
 from modelfleet.runtime.errors import DrainingError, InvalidInputError, OverloadedError, SessionFailureError
 from modelfleet_tools.__main__ import app
@@ -137,7 +137,13 @@ async def test_every_format_is_read_and_written(batch: Any, tmp_path: Path, endi
         (
             "rerank",
             {"query": "q", "documents": ["a", "bbb"]},
-            {"documents": [{"index": 1, "score": 3.0}, {"index": 0, "score": 1.0}], "tokens": 4},
+            {
+                "documents": [
+                    {"index": 1, "score": pytest.approx(probability(3))},
+                    {"index": 0, "score": pytest.approx(probability(1))},
+                ],
+                "tokens": 4,
+            },
         ),
     ],
 )

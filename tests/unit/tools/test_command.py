@@ -97,7 +97,7 @@ async def test_json_is_one_document_with_the_version_that_answered(
         (["embed", "letters", "four [b]"], ["letters@1: 2 dimensions", "four [b]", "+8.0000", "8.0623"]),
         (["classify", "letters", "four"], ["letters@1", "four", "1.0000"]),
         (["entities", "letters", "four"], ["FIRST", "0.5000", "0-1"]),
-        (["rerank", "letters", "four", "-q", "q"], ["4.0000", "four"]),
+        (["rerank", "letters", "four", "-q", "q"], ["0.9820", "four"]),
         (["models", "--served"], ["letters@1", "READY", "stable", "CPUExecutionProvider"]),
     ],
 )

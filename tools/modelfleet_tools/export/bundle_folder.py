@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 GRAPH_FILE = "model.onnx"
 _GOLDEN = 4
 # What says who made a model, and what may be done with it.
-_NOTICES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
+NOTICES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def notices(folder: Path) -> list[Path]:
     """Return the model card and the licences of a folder."""
-    return [path for pattern in _NOTICES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return [path for pattern in NOTICES for path in sorted(folder.glob(pattern)) if path.is_file()]
 
 
 def write_files(source: Source, folder: Path) -> None:

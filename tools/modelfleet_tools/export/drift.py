@@ -39,7 +39,8 @@ def answers(manifest: Manifest, inputs: Inputs, output: Array) -> Floats:
     if manifest.task is Task.RERANK and floats.shape[-1] > 1:
         floats = floats[..., 1:2] - floats[..., 0:1]
     if manifest.task is Task.RERANK or manifest.activation is Activation.SIGMOID:
-        return 0.5 * (1 + np.tanh(0.5 * floats))
+        scores: Floats = np.exp(np.minimum(floats, 0)) / (1 + np.exp(-np.abs(floats)))
+        return scores
     return softmax(floats)
 
 

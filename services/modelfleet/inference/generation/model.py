@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +108,20 @@ class GenerativeModel:
         """
         if self.session.paged:
             return
-        room = int(_CACHE_SHARE * (left.host if left.device is None else left.device))
-        tokens = room // self.session.cache_bytes_per_token
+        memory, each = left.host if left.device is None else left.device, self.session.cache_bytes_per_token
+        tokens = int(_CACHE_SHARE * memory) // each
         if tokens < (least := min(_LEAST_CACHE_TOKENS, self.context)):
-            raise InsufficientMemoryError(
-                f"{self.name} needs {self.session.cache_bytes_per_token} bytes of memory for a token in its cache, and "
-                f"there is room for {max(0, tokens)} on this worker; {least} is the least. "
+            refusal = InsufficientMemoryError(
+                f"{self.name} needs {each} bytes of memory for a token in its cache, and there is room for "
+                f"{max(0, tokens)} on this worker; {least} is the least. "
                 "Assign fewer versions to it, or give it more memory."
             )
+            missing = math.ceil(least * each / _CACHE_SHARE) - memory
+            if left.device is None:
+                refusal.missing_host_bytes = missing
+            else:
+                refusal.missing_device_bytes = missing
+            raise refusal
         self.cache_tokens = min(self.cache_tokens, tokens)
 
     def start(self, failed: Callable[[FatalDeviceError], None]) -> None:

@@ -35,9 +35,9 @@ class InferenceServiceStub:
     Nothing is cut silently: each text comes back with a TextUsage.
 
     Every RPC may answer INVALID_ARGUMENT (bad input or wrong task, with BadRequest), NOT_FOUND (no such model, version or
-    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading, draining, tokenizer unreachable;
-    with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired while waiting) and
-    INTERNAL (the session failed).
+    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading or failed to load here, draining,
+    tokenizer unreachable; with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired
+    while waiting) and INTERNAL (the session failed).
     """
 
     def __init__(self, channel):
@@ -88,9 +88,9 @@ class InferenceServiceServicer:
     Nothing is cut silently: each text comes back with a TextUsage.
 
     Every RPC may answer INVALID_ARGUMENT (bad input or wrong task, with BadRequest), NOT_FOUND (no such model, version or
-    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading, draining, tokenizer unreachable;
-    with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired while waiting) and
-    INTERNAL (the session failed).
+    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading or failed to load here, draining,
+    tokenizer unreachable; with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired
+    while waiting) and INTERNAL (the session failed).
     """
 
     def Embed(self, request, context):
@@ -189,9 +189,9 @@ class InferenceService:
     Nothing is cut silently: each text comes back with a TextUsage.
 
     Every RPC may answer INVALID_ARGUMENT (bad input or wrong task, with BadRequest), NOT_FOUND (no such model, version or
-    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading, draining, tokenizer unreachable;
-    with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired while waiting) and
-    INTERNAL (the session failed).
+    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading or failed to load here, draining,
+    tokenizer unreachable; with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired
+    while waiting) and INTERNAL (the session failed).
     """
 
     @staticmethod

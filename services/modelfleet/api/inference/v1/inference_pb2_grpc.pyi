@@ -36,9 +36,9 @@ class InferenceServiceStub:
     Nothing is cut silently: each text comes back with a TextUsage.
 
     Every RPC may answer INVALID_ARGUMENT (bad input or wrong task, with BadRequest), NOT_FOUND (no such model, version or
-    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading, draining, tokenizer unreachable;
-    with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired while waiting) and
-    INTERNAL (the session failed).
+    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading or failed to load here, draining,
+    tokenizer unreachable; with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired
+    while waiting) and INTERNAL (the session failed).
     """
 
     @_typing.overload
@@ -73,9 +73,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Nothing is cut silently: each text comes back with a TextUsage.
 
     Every RPC may answer INVALID_ARGUMENT (bad input or wrong task, with BadRequest), NOT_FOUND (no such model, version or
-    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading, draining, tokenizer unreachable;
-    with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired while waiting) and
-    INTERNAL (the session failed).
+    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading or failed to load here, draining,
+    tokenizer unreachable; with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired
+    while waiting) and INTERNAL (the session failed).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -106,9 +106,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     Nothing is cut silently: each text comes back with a TextUsage.
 
     Every RPC may answer INVALID_ARGUMENT (bad input or wrong task, with BadRequest), NOT_FOUND (no such model, version or
-    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading, draining, tokenizer unreachable;
-    with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired while waiting) and
-    INTERNAL (the session failed).
+    alias), FAILED_PRECONDITION (registered but not served here), UNAVAILABLE (loading or failed to load here, draining,
+    tokenizer unreachable; with RetryInfo), RESOURCE_EXHAUSTED (queue full, with RetryInfo), DEADLINE_EXCEEDED (expired
+    while waiting) and INTERNAL (the session failed).
     """
 
     @_abc_1.abstractmethod

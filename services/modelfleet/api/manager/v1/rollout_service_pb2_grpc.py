@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class RolloutServiceStub:
-    """Rollouts: moving an alias to another model version on every worker, without a failed request.
+    """Rollouts: moving an alias to another model version on every worker that serves the model, without a failed request.
 
-    Both versions are loaded on every worker before the alias moves, and the old one is unloaded only after every worker
-    follows. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
+    Both versions are loaded on each of these workers before the alias moves, and the old one is unloaded only after all
+    follow. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
     alias names the old version as before. Each state is stored before it is acted on, so a manager may die at any time.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such rollout, model or version),
@@ -70,10 +70,10 @@ class RolloutServiceStub:
 
 
 class RolloutServiceServicer:
-    """Rollouts: moving an alias to another model version on every worker, without a failed request.
+    """Rollouts: moving an alias to another model version on every worker that serves the model, without a failed request.
 
-    Both versions are loaded on every worker before the alias moves, and the old one is unloaded only after every worker
-    follows. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
+    Both versions are loaded on each of these workers before the alias moves, and the old one is unloaded only after all
+    follow. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
     alias names the old version as before. Each state is stored before it is acted on, so a manager may die at any time.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such rollout, model or version),
@@ -155,10 +155,10 @@ def add_RolloutServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RolloutService:
-    """Rollouts: moving an alias to another model version on every worker, without a failed request.
+    """Rollouts: moving an alias to another model version on every worker that serves the model, without a failed request.
 
-    Both versions are loaded on every worker before the alias moves, and the old one is unloaded only after every worker
-    follows. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
+    Both versions are loaded on each of these workers before the alias moves, and the old one is unloaded only after all
+    follow. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
     alias names the old version as before. Each state is stored before it is acted on, so a manager may die at any time.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such rollout, model or version),

@@ -27,10 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RolloutServiceStub:
-    """Rollouts: moving an alias to another model version on every worker, without a failed request.
+    """Rollouts: moving an alias to another model version on every worker that serves the model, without a failed request.
 
-    Both versions are loaded on every worker before the alias moves, and the old one is unloaded only after every worker
-    follows. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
+    Both versions are loaded on each of these workers before the alias moves, and the old one is unloaded only after all
+    follow. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
     alias names the old version as before. Each state is stored before it is acted on, so a manager may die at any time.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such rollout, model or version),
@@ -60,10 +60,10 @@ class RolloutServiceStub:
 
 @_typing.type_check_only
 class RolloutServiceAsyncStub(RolloutServiceStub):
-    """Rollouts: moving an alias to another model version on every worker, without a failed request.
+    """Rollouts: moving an alias to another model version on every worker that serves the model, without a failed request.
 
-    Both versions are loaded on every worker before the alias moves, and the old one is unloaded only after every worker
-    follows. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
+    Both versions are loaded on each of these workers before the alias moves, and the old one is unloaded only after all
+    follow. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
     alias names the old version as before. Each state is stored before it is acted on, so a manager may die at any time.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such rollout, model or version),
@@ -89,10 +89,10 @@ class RolloutServiceAsyncStub(RolloutServiceStub):
     """
 
 class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Rollouts: moving an alias to another model version on every worker, without a failed request.
+    """Rollouts: moving an alias to another model version on every worker that serves the model, without a failed request.
 
-    Both versions are loaded on every worker before the alias moves, and the old one is unloaded only after every worker
-    follows. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
+    Both versions are loaded on each of these workers before the alias moves, and the old one is unloaded only after all
+    follow. A worker that cannot load the new version, or a canary that passes its limits, stops the rollout, and the
     alias names the old version as before. Each state is stored before it is acted on, so a manager may die at any time.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such rollout, model or version),

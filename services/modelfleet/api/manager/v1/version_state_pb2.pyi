@@ -41,7 +41,8 @@ class _VersionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VersionS
 
 class VersionState(_VersionState, metaclass=_VersionStateEnumTypeWrapper):
     """Where a model version is in its life on one worker:
-    DOWNLOADING -> VERIFYING -> WARMING -> READY -> DRAINING -> UNLOADED, or FAILED from any of the first three.
+    DOWNLOADING -> VERIFYING -> WARMING -> READY -> DRAINING -> UNLOADED, or FAILED from any of the first three, and from
+    READY where an evicted version could not be loaded again. VERIFYING begins anew when others have made way for it.
     """
 
 VERSION_STATE_UNSPECIFIED: VersionState.ValueType  # 0

@@ -299,7 +299,9 @@ class Traffic(_message.Message):
     request_count: _builtins.int
     """Requests that ended, failed ones included."""
     failure_count: _builtins.int
-    """Requests that failed through no fault of the caller: INTERNAL, or UNAVAILABLE from this worker itself."""
+    """Requests that failed through no fault of the caller: INTERNAL, UNAVAILABLE from this worker itself, or inputs that a
+    graph refused, which may be the graph's fault.
+    """
     @_builtins.property
     def latency_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Requests by how long they took: the i-th counts those that took up to 2^i milliseconds and more than 2^(i-1); the

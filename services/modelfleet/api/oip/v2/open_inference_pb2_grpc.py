@@ -32,7 +32,7 @@ class GRPCInferenceServiceStub:
     A model is named by its name and, optionally, the number of a version. Without a number, the version that the alias
     `stable` names answers. Tensors are row-major and shapes list the outermost dimension first.
 
-    Besides what is said at each RPC, all of them may answer RESOURCE_EXHAUSTED (too many calls under way, with
+    Besides what is said at each RPC, all but ServerLive and ServerReady may answer RESOURCE_EXHAUSTED (too many calls under way, with
     RetryInfo), DEADLINE_EXCEEDED (the caller's deadline passed) and INTERNAL (a failure of the server, logged under the
     `request_id` in ErrorInfo). Every failure carries a google.rpc.ErrorInfo, as described in modelfleet.api.errors.v1.
     """
@@ -92,7 +92,7 @@ class GRPCInferenceServiceServicer:
     A model is named by its name and, optionally, the number of a version. Without a number, the version that the alias
     `stable` names answers. Tensors are row-major and shapes list the outermost dimension first.
 
-    Besides what is said at each RPC, all of them may answer RESOURCE_EXHAUSTED (too many calls under way, with
+    Besides what is said at each RPC, all but ServerLive and ServerReady may answer RESOURCE_EXHAUSTED (too many calls under way, with
     RetryInfo), DEADLINE_EXCEEDED (the caller's deadline passed) and INTERNAL (a failure of the server, logged under the
     `request_id` in ErrorInfo). Every failure carries a google.rpc.ErrorInfo, as described in modelfleet.api.errors.v1.
     """
@@ -134,8 +134,8 @@ class GRPCInferenceServiceServicer:
         """Describes a model's inputs and outputs.
 
         INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest). NOT_FOUND: no such model or version.
-        FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is draining (with
-        RetryInfo).
+        FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading or could not be loaded here,
+        or the server is draining (with RetryInfo).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,9 +147,9 @@ class GRPCInferenceServiceServicer:
         INVALID_ARGUMENT: a tensor that is missing, unknown, given twice, or of the wrong type, shape or number of bytes;
         an output that the model does not have; an empty batch; a text that is too long; a model whose task ModelInfer
         cannot answer (with BadRequest). NOT_FOUND: no such model or version. FAILED_PRECONDITION: registered but not
-        served here, or the tokenizer differs from the bundle's. UNAVAILABLE: still loading, the server is draining, or the
-        manager or the tokenizer cannot be reached (with RetryInfo). RESOURCE_EXHAUSTED: the model's queue is full (with
-        RetryInfo). DEADLINE_EXCEEDED: the deadline passed while the request waited; it was not run. INTERNAL: the session
+        served here, or the tokenizer differs from the bundle's. UNAVAILABLE: still loading or could not be loaded here, the
+        server is draining, or the manager or the tokenizer cannot be reached (with RetryInfo). RESOURCE_EXHAUSTED: the
+        model's queue is full (with RetryInfo). DEADLINE_EXCEEDED: the deadline passed while the request waited; it was not run. INTERNAL: the session
         failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -160,8 +160,8 @@ class GRPCInferenceServiceServicer:
         """Returns a model's configuration in Triton's terms.
 
         INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest). NOT_FOUND: no such model or version.
-        FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is draining (with
-        RetryInfo).
+        FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading or could not be loaded here,
+        or the server is draining (with RetryInfo).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,8 +172,8 @@ class GRPCInferenceServiceServicer:
         time between them.
 
         INVALID_ARGUMENT: a version that is no number, or a version without a name (with BadRequest). NOT_FOUND: no such
-        model or version. FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is
-        draining (with RetryInfo).
+        model or version. FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: the server is draining, or the
+        manager cannot be reached (with RetryInfo).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,7 +237,7 @@ class GRPCInferenceService:
     A model is named by its name and, optionally, the number of a version. Without a number, the version that the alias
     `stable` names answers. Tensors are row-major and shapes list the outermost dimension first.
 
-    Besides what is said at each RPC, all of them may answer RESOURCE_EXHAUSTED (too many calls under way, with
+    Besides what is said at each RPC, all but ServerLive and ServerReady may answer RESOURCE_EXHAUSTED (too many calls under way, with
     RetryInfo), DEADLINE_EXCEEDED (the caller's deadline passed) and INTERNAL (a failure of the server, logged under the
     `request_id` in ErrorInfo). Every failure carries a google.rpc.ErrorInfo, as described in modelfleet.api.errors.v1.
     """

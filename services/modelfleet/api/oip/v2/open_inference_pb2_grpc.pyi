@@ -33,7 +33,7 @@ class GRPCInferenceServiceStub:
     A model is named by its name and, optionally, the number of a version. Without a number, the version that the alias
     `stable` names answers. Tensors are row-major and shapes list the outermost dimension first.
 
-    Besides what is said at each RPC, all of them may answer RESOURCE_EXHAUSTED (too many calls under way, with
+    Besides what is said at each RPC, all but ServerLive and ServerReady may answer RESOURCE_EXHAUSTED (too many calls under way, with
     RetryInfo), DEADLINE_EXCEEDED (the caller's deadline passed) and INTERNAL (a failure of the server, logged under the
     `request_id` in ErrorInfo). Every failure carries a google.rpc.ErrorInfo, as described in modelfleet.api.errors.v1.
     """
@@ -61,8 +61,8 @@ class GRPCInferenceServiceStub:
     """Describes a model's inputs and outputs.
 
     INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest). NOT_FOUND: no such model or version.
-    FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is draining (with
-    RetryInfo).
+    FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading or could not be loaded here,
+    or the server is draining (with RetryInfo).
     """
     ModelInfer: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelInferResponse]
     """Runs a model on one set of input tensors.
@@ -70,25 +70,25 @@ class GRPCInferenceServiceStub:
     INVALID_ARGUMENT: a tensor that is missing, unknown, given twice, or of the wrong type, shape or number of bytes;
     an output that the model does not have; an empty batch; a text that is too long; a model whose task ModelInfer
     cannot answer (with BadRequest). NOT_FOUND: no such model or version. FAILED_PRECONDITION: registered but not
-    served here, or the tokenizer differs from the bundle's. UNAVAILABLE: still loading, the server is draining, or the
-    manager or the tokenizer cannot be reached (with RetryInfo). RESOURCE_EXHAUSTED: the model's queue is full (with
-    RetryInfo). DEADLINE_EXCEEDED: the deadline passed while the request waited; it was not run. INTERNAL: the session
+    served here, or the tokenizer differs from the bundle's. UNAVAILABLE: still loading or could not be loaded here, the
+    server is draining, or the manager or the tokenizer cannot be reached (with RetryInfo). RESOURCE_EXHAUSTED: the
+    model's queue is full (with RetryInfo). DEADLINE_EXCEEDED: the deadline passed while the request waited; it was not run. INTERNAL: the session
     failed.
     """
     ModelConfig: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelConfigRequest, _open_inference_pb2.ModelConfigResponse]
     """Returns a model's configuration in Triton's terms.
 
     INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest). NOT_FOUND: no such model or version.
-    FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is draining (with
-    RetryInfo).
+    FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading or could not be loaded here,
+    or the server is draining (with RetryInfo).
     """
     ModelStatistics: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelStatisticsRequest, _open_inference_pb2.ModelStatisticsResponse]
     """Returns counts and times of one model, or of all that are served here. The difference of two answers describes the
     time between them.
 
     INVALID_ARGUMENT: a version that is no number, or a version without a name (with BadRequest). NOT_FOUND: no such
-    model or version. FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is
-    draining (with RetryInfo).
+    model or version. FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: the server is draining, or the
+    manager cannot be reached (with RetryInfo).
     """
 
 @_typing.type_check_only
@@ -99,7 +99,7 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     A model is named by its name and, optionally, the number of a version. Without a number, the version that the alias
     `stable` names answers. Tensors are row-major and shapes list the outermost dimension first.
 
-    Besides what is said at each RPC, all of them may answer RESOURCE_EXHAUSTED (too many calls under way, with
+    Besides what is said at each RPC, all but ServerLive and ServerReady may answer RESOURCE_EXHAUSTED (too many calls under way, with
     RetryInfo), DEADLINE_EXCEEDED (the caller's deadline passed) and INTERNAL (a failure of the server, logged under the
     `request_id` in ErrorInfo). Every failure carries a google.rpc.ErrorInfo, as described in modelfleet.api.errors.v1.
     """
@@ -124,8 +124,8 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     """Describes a model's inputs and outputs.
 
     INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest). NOT_FOUND: no such model or version.
-    FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is draining (with
-    RetryInfo).
+    FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading or could not be loaded here,
+    or the server is draining (with RetryInfo).
     """
     ModelInfer: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelInferResponse]  # type: ignore[assignment]
     """Runs a model on one set of input tensors.
@@ -133,25 +133,25 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     INVALID_ARGUMENT: a tensor that is missing, unknown, given twice, or of the wrong type, shape or number of bytes;
     an output that the model does not have; an empty batch; a text that is too long; a model whose task ModelInfer
     cannot answer (with BadRequest). NOT_FOUND: no such model or version. FAILED_PRECONDITION: registered but not
-    served here, or the tokenizer differs from the bundle's. UNAVAILABLE: still loading, the server is draining, or the
-    manager or the tokenizer cannot be reached (with RetryInfo). RESOURCE_EXHAUSTED: the model's queue is full (with
-    RetryInfo). DEADLINE_EXCEEDED: the deadline passed while the request waited; it was not run. INTERNAL: the session
+    served here, or the tokenizer differs from the bundle's. UNAVAILABLE: still loading or could not be loaded here, the
+    server is draining, or the manager or the tokenizer cannot be reached (with RetryInfo). RESOURCE_EXHAUSTED: the
+    model's queue is full (with RetryInfo). DEADLINE_EXCEEDED: the deadline passed while the request waited; it was not run. INTERNAL: the session
     failed.
     """
     ModelConfig: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelConfigRequest, _open_inference_pb2.ModelConfigResponse]  # type: ignore[assignment]
     """Returns a model's configuration in Triton's terms.
 
     INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest). NOT_FOUND: no such model or version.
-    FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is draining (with
-    RetryInfo).
+    FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading or could not be loaded here,
+    or the server is draining (with RetryInfo).
     """
     ModelStatistics: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelStatisticsRequest, _open_inference_pb2.ModelStatisticsResponse]  # type: ignore[assignment]
     """Returns counts and times of one model, or of all that are served here. The difference of two answers describes the
     time between them.
 
     INVALID_ARGUMENT: a version that is no number, or a version without a name (with BadRequest). NOT_FOUND: no such
-    model or version. FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is
-    draining (with RetryInfo).
+    model or version. FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: the server is draining, or the
+    manager cannot be reached (with RetryInfo).
     """
 
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -161,7 +161,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     A model is named by its name and, optionally, the number of a version. Without a number, the version that the alias
     `stable` names answers. Tensors are row-major and shapes list the outermost dimension first.
 
-    Besides what is said at each RPC, all of them may answer RESOURCE_EXHAUSTED (too many calls under way, with
+    Besides what is said at each RPC, all but ServerLive and ServerReady may answer RESOURCE_EXHAUSTED (too many calls under way, with
     RetryInfo), DEADLINE_EXCEEDED (the caller's deadline passed) and INTERNAL (a failure of the server, logged under the
     `request_id` in ErrorInfo). Every failure carries a google.rpc.ErrorInfo, as described in modelfleet.api.errors.v1.
     """
@@ -214,8 +214,8 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Describes a model's inputs and outputs.
 
         INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest). NOT_FOUND: no such model or version.
-        FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is draining (with
-        RetryInfo).
+        FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading or could not be loaded here,
+        or the server is draining (with RetryInfo).
         """
 
     @_abc_1.abstractmethod
@@ -229,9 +229,9 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT: a tensor that is missing, unknown, given twice, or of the wrong type, shape or number of bytes;
         an output that the model does not have; an empty batch; a text that is too long; a model whose task ModelInfer
         cannot answer (with BadRequest). NOT_FOUND: no such model or version. FAILED_PRECONDITION: registered but not
-        served here, or the tokenizer differs from the bundle's. UNAVAILABLE: still loading, the server is draining, or the
-        manager or the tokenizer cannot be reached (with RetryInfo). RESOURCE_EXHAUSTED: the model's queue is full (with
-        RetryInfo). DEADLINE_EXCEEDED: the deadline passed while the request waited; it was not run. INTERNAL: the session
+        served here, or the tokenizer differs from the bundle's. UNAVAILABLE: still loading or could not be loaded here, the
+        server is draining, or the manager or the tokenizer cannot be reached (with RetryInfo). RESOURCE_EXHAUSTED: the
+        model's queue is full (with RetryInfo). DEADLINE_EXCEEDED: the deadline passed while the request waited; it was not run. INTERNAL: the session
         failed.
         """
 
@@ -244,8 +244,8 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns a model's configuration in Triton's terms.
 
         INVALID_ARGUMENT: no name, or a version that is no number (with BadRequest). NOT_FOUND: no such model or version.
-        FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is draining (with
-        RetryInfo).
+        FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading or could not be loaded here,
+        or the server is draining (with RetryInfo).
         """
 
     @_abc_1.abstractmethod
@@ -258,8 +258,8 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         time between them.
 
         INVALID_ARGUMENT: a version that is no number, or a version without a name (with BadRequest). NOT_FOUND: no such
-        model or version. FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: still loading, or the server is
-        draining (with RetryInfo).
+        model or version. FAILED_PRECONDITION: registered but not served here. UNAVAILABLE: the server is draining, or the
+        manager cannot be reached (with RetryInfo).
         """
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,8 +28,9 @@ if _version_not_supported:
 class TokenizerServiceStub:
     """Turns text into token ids and back, with the tokenizers of the registered models.
 
-    A tokenizer is named by the digest of its `tokenizer.json`, fetched from the manager on first use and kept in a
-    bounded cache. Whatever padding or truncation that file configures is reset: only what a request asks for is done.
+    A tokenizer is named by the digest of its `tokenizer.json`. Those of assigned versions are fetched from the manager
+    beforehand, others on first use, and kept in a bounded cache. Whatever padding or truncation that file configures is
+    reset: only what a request asks for is done.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such tokenizer), UNAVAILABLE
     (manager unreachable or server draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and
@@ -67,8 +68,9 @@ class TokenizerServiceStub:
 class TokenizerServiceServicer:
     """Turns text into token ids and back, with the tokenizers of the registered models.
 
-    A tokenizer is named by the digest of its `tokenizer.json`, fetched from the manager on first use and kept in a
-    bounded cache. Whatever padding or truncation that file configures is reset: only what a request asks for is done.
+    A tokenizer is named by the digest of its `tokenizer.json`. Those of assigned versions are fetched from the manager
+    beforehand, others on first use, and kept in a bounded cache. Whatever padding or truncation that file configures is
+    reset: only what a request asks for is done.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such tokenizer), UNAVAILABLE
     (manager unreachable or server draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and
@@ -137,8 +139,9 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
 class TokenizerService:
     """Turns text into token ids and back, with the tokenizers of the registered models.
 
-    A tokenizer is named by the digest of its `tokenizer.json`, fetched from the manager on first use and kept in a
-    bounded cache. Whatever padding or truncation that file configures is reset: only what a request asks for is done.
+    A tokenizer is named by the digest of its `tokenizer.json`. Those of assigned versions are fetched from the manager
+    beforehand, others on first use, and kept in a bounded cache. Whatever padding or truncation that file configures is
+    reset: only what a request asks for is done.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such tokenizer), UNAVAILABLE
     (manager unreachable or server draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and

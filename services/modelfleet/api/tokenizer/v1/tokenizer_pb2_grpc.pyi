@@ -29,8 +29,9 @@ GRPC_VERSION: str
 class TokenizerServiceStub:
     """Turns text into token ids and back, with the tokenizers of the registered models.
 
-    A tokenizer is named by the digest of its `tokenizer.json`, fetched from the manager on first use and kept in a
-    bounded cache. Whatever padding or truncation that file configures is reset: only what a request asks for is done.
+    A tokenizer is named by the digest of its `tokenizer.json`. Those of assigned versions are fetched from the manager
+    beforehand, others on first use, and kept in a bounded cache. Whatever padding or truncation that file configures is
+    reset: only what a request asks for is done.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such tokenizer), UNAVAILABLE
     (manager unreachable or server draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and
@@ -54,8 +55,9 @@ class TokenizerServiceStub:
 class TokenizerServiceAsyncStub(TokenizerServiceStub):
     """Turns text into token ids and back, with the tokenizers of the registered models.
 
-    A tokenizer is named by the digest of its `tokenizer.json`, fetched from the manager on first use and kept in a
-    bounded cache. Whatever padding or truncation that file configures is reset: only what a request asks for is done.
+    A tokenizer is named by the digest of its `tokenizer.json`. Those of assigned versions are fetched from the manager
+    beforehand, others on first use, and kept in a bounded cache. Whatever padding or truncation that file configures is
+    reset: only what a request asks for is done.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such tokenizer), UNAVAILABLE
     (manager unreachable or server draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and
@@ -75,8 +77,9 @@ class TokenizerServiceAsyncStub(TokenizerServiceStub):
 class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Turns text into token ids and back, with the tokenizers of the registered models.
 
-    A tokenizer is named by the digest of its `tokenizer.json`, fetched from the manager on first use and kept in a
-    bounded cache. Whatever padding or truncation that file configures is reset: only what a request asks for is done.
+    A tokenizer is named by the digest of its `tokenizer.json`. Those of assigned versions are fetched from the manager
+    beforehand, others on first use, and kept in a bounded cache. Whatever padding or truncation that file configures is
+    reset: only what a request asks for is done.
 
     Every RPC may answer INVALID_ARGUMENT (bad input, with BadRequest), NOT_FOUND (no such tokenizer), UNAVAILABLE
     (manager unreachable or server draining, with RetryInfo), RESOURCE_EXHAUSTED (too many calls, with RetryInfo) and
