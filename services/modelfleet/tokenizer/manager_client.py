@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 _RECONNECT_S = 0.5
-_LAST_RECONNECT_S = 30.0
+_LAST_RECONNECT_S = 5.0
 
 
 class ManagerClient:
