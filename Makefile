@@ -31,7 +31,7 @@ up: $(LOCAL) ## Start the three services and serve until Ctrl-C
 	$(BIN)/modelfleet up $(ARGS)
 
 test: lint proto-check chart-check postgres ## Every check but those that need torch
-	$(BIN)/pytest --numprocesses=auto --dist=loadscope $(ARGS)
+	$(BIN)/pytest --numprocesses=auto --dist=loadscope --max-worker-restart=0 $(ARGS)
 
 # For the tests of the manager's database, which start a server of their own; they are skipped where this cannot be.
 postgres:
