@@ -14,12 +14,13 @@ from typing import Any
 
 @dataclass
 class ServiceProcess:
-    """A process that logs JSON lines to standard error; `events` are those logged so far."""
+    """A process that logs JSON lines to standard error; `events` are those logged so far, `others` what is none."""
 
     process: "subprocess.Popen[str]"
     port: int = 0
     metrics_port: int = 0
     events: list[dict[str, Any]] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
     def follow(self) -> Iterator[dict[str, Any]]:
         """Yield events until the process closes its standard error."""
@@ -27,6 +28,8 @@ class ServiceProcess:
             if line.startswith("{"):
                 self.events.append(json.loads(line))
                 yield self.events[-1]
+            else:
+                self.others.append(line)
 
 
 @contextmanager

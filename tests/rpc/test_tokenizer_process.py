@@ -1,13 +1,17 @@
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import pytest
 from harness.processes import service_process
+from harness.serving import until_serving
 from harness.small_tokenizers import digest_of, wordpiece_json
+from harness.worker import running_manager
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2 as pb
 from modelfleet.api.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 
@@ -56,3 +60,24 @@ def test_a_process_without_manager_is_ready_serves_what_is_on_disk_and_exits_cle
         assert service.process.wait(timeout=30) == 0
 
     assert len(response.ids) == 4 * 4
+
+
+async def test_chats_are_rendered_by_a_child_while_assignments_are_watched(tmp_path: Path) -> None:
+    """What gRPC does in a fork while a stream is open may kill the child; it says when it tries."""
+    template = b"{% for message in messages %}{{ message.content }}{% endfor %}"
+    async with running_manager() as (manager, address):
+        await manager.assign({}, {})
+        manager.contents[digest_of(template)] = template
+        flags = ["--host=127.0.0.1", "--port=0", "--metrics-port=0", f"--cache-dir={tmp_path}", "--drain-delay-s=0"]
+        with ExitStack() as stack:
+            process = service_process("-m", "modelfleet.tokenizer", *flags, f"--manager={address}")
+            service = await asyncio.to_thread(stack.enter_context, process)  # it asks the manager, which is here
+            await until_serving(f"127.0.0.1:{service.port}")
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
+                request = pb.RenderChatRequest(
+                    template_digest=digest_of(template), messages=[pb.ChatMessage(role="user", content="Hello")]
+                )
+                rendered = await TokenizerServiceStub(channel).RenderChat(request, timeout=30)
+
+    assert rendered.text == "Hello"
+    assert service.others == []
