@@ -33,9 +33,9 @@ def test_the_capital_of_france_is_paris(smollm2: Serving) -> None:
     chunks = list(smollm2.client.generate("smollm2", messages=QUESTION, max_tokens=24, temperature=0, timeout_s=60))
 
     assert "The capital of France is Paris" in "".join(chunk.text for chunk in chunks)
-    assert len(chunks) > 3  # streamed
+    assert len(chunks) > 1  # streamed
     assert chunks[-1].usage
-    assert chunks[-1].usage.generated_tokens == 24
+    assert 0 < chunks[-1].usage.generated_tokens <= 24
 
 
 def test_eight_streams_say_what_the_engine_alone_says(smollm2: Serving) -> None:
