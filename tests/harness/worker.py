@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from modelfleet.api.inference.v1 import inference_pb2 as pb
 from modelfleet.api.inference.v1.inference_pb2_grpc import InferenceServiceStub
@@ -79,10 +78,7 @@ class Worker:
 
     async def is_serving(self) -> None:
         """Return once health says so."""
-        async with asyncio.timeout(10):
-            async for response in self.health.Watch(health_pb2.HealthCheckRequest()):
-                if response.status == health_pb2.HealthCheckResponse.SERVING:
-                    return
+        await until_serving(self.address)
 
 
 @asynccontextmanager
