@@ -33,9 +33,9 @@ def test_the_capital_of_france_is_paris(smollm2: Serving) -> None:
     chunks = list(smollm2.client.generate("smollm2", messages=QUESTION, max_tokens=24, temperature=0, timeout_s=60))
 
     assert "The capital of France is Paris" in "".join(chunk.text for chunk in chunks)
-    assert len(chunks) > 1  # streamed
+    assert len(chunks) > 3  # streamed
     assert chunks[-1].usage
-    assert 0 < chunks[-1].usage.generated_tokens <= 24
+    assert chunks[-1].usage.generated_tokens == sum(len(chunk.token_ids) for chunk in chunks) == 7  # it ends there
 
 
 def test_eight_streams_say_what_the_engine_alone_says(smollm2: Serving) -> None:
@@ -76,5 +76,5 @@ def test_characters_of_many_tokens_arrive_whole(smollm2: Serving) -> None:
     prompt = "你好, world! Ça va? 😀"  # it goes on with the like
     chunks = list(smollm2.client.generate("smollm2", prompt, max_tokens=40, temperature=0, timeout_s=60))
 
-    assert any(ord(character) > 0xFFFF for chunk in chunks for character in chunk.text)  # four bytes of UTF-8 each
+    assert "👏" in "".join(chunk.text for chunk in chunks)
     assert all("\ufffd" not in chunk.text for chunk in chunks)
