@@ -15,6 +15,7 @@ from modelfleet.bundle.manifest import Manifest, Task
 from modelfleet.inference.batching import BatchLimits
 from modelfleet.inference.models import LoadedModel, TensorModel, TextModel
 from modelfleet.inference.session import Device, Session, SessionOptions
+from modelfleet.inference.sharing import Sharing
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from harness.small_tokenizers import digest_of, wordpiece_json
@@ -290,11 +291,13 @@ def cpu_options(directory: Path) -> SessionOptions:
 
 
 def load(sample: SampleBundle, directory: Path, *, name: str = "m@1", limits: BatchLimits = LIMITS) -> LoadedModel:
-    """Load a bundle into a session of its own."""
+    """Load a bundle into a session of its own, whose rows share batches where its graph's axes allow that."""
     manifest = sample.bundle.manifest
     session = Session(write(sample, directory / name) / manifest.model, cpu_options(directory))
     kind = TensorModel if manifest.task is Task.TENSOR else TextModel
-    return kind(name, manifest, session, limits)
+    model = kind(name, manifest, session, limits)
+    model.sharing = Sharing(model.widest)
+    return model
 
 
 def _bundle(files: Mapping[str, bytes], manifest: Manifest) -> SampleBundle:

@@ -75,7 +75,9 @@ def push(
         _tell_of_unknown_pools(client, pool or ())
         if wait:
             tell(f"Waiting until a worker serves {name}@{version.model_version} …")
-            client.wait_until_served(f"{name}@{alias}", model_version=version.model_version, timeout_s=timeout)
+            served = client.wait_until_served(f"{name}@{alias}", model_version=version.model_version, timeout_s=timeout)
+            if served.state_reason:
+                tell(f"Note on {name}@{version.model_version}: {served.state_reason}.")
     if as_json:
         print_json(
             PushReport(name, version.model_version, alias, version.bundle_digest, pushed.created, pushed.sent_bytes)

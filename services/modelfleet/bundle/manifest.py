@@ -45,6 +45,17 @@ class Activation(StrEnum):
     """Each label is right or not."""
 
 
+class Batching(StrEnum):
+    """Which rows share a run of the graph."""
+
+    PADDED = "padded"
+    """Rows of different lengths, padded to the longest. For models that read text."""
+    SAME_SHAPE = "same-shape"
+    """Only rows of equal lengths, or shapes."""
+    ALONE = "alone"
+    """None: each row of a text model, and each request to a `tensor` model, has a run of its own."""
+
+
 class Manifest(BaseModel):
     """A bundle's manifest. Paths are relative to the bundle, with `/`."""
 
@@ -75,6 +86,19 @@ class Manifest(BaseModel):
     """For `tensor`: take NaN in inputs, as models do that know missing values."""
     max_batch_rows: int | None = Field(default=None, ge=1)
     """For `tensor`: most elements in a batch; the worker's limit holds where it is lower."""
+    batching: Batching | None = None
+    """
+    The most that rows may share. When absent, workers find it out: rows share a run where they answer in company what
+    they answer alone. A version that is asked for more than that is refused; where nothing can be found out, for lack
+    of inputs that the graph takes, what stands here holds, or `alone`.
+    """
+    batching_tolerance: float | None = Field(default=None, ge=0)
+    """
+    How far an answer in company may be from the answer alone, as a share of its largest magnitude.
+
+    When absent: 0.0001, or 0.005 on a GPU, 0.01 for a graph with fp16 weights and 0.1 for a quantized one, whose scales
+    are those of a whole batch.
+    """
     golden_tolerance: float | None = Field(default=None, ge=0)
     """
     How far outputs may be from those of the golden examples, as a share of the largest recorded magnitude.

@@ -129,6 +129,10 @@ class ServedModel:
     max_batch_tokens: int
     labels: tuple[str, ...]
     tokenizer_digest: str
+    batching: str
+    """`padded`, `same-shape` or `alone`: which rows share a run; empty where that is not known."""
+    batching_deviation: float
+    """By how much answers in company differ from those alone, as a share of their largest magnitude."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def from_rpc_error(error: grpc.RpcError) -> ModelfleetError:
         if isinstance(detail, error_details_pb2.RetryInfo):
             translated.retry_after_s = detail.retry_delay.ToNanoseconds() / 1e9
         elif isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations:
-            translated.field = detail.field_violations[0].field or None
+            translated.fields = tuple(violation.field for violation in detail.field_violations if violation.field)
     return translated
 
 

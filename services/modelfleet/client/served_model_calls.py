@@ -76,4 +76,8 @@ def _served_model(served: pb.ServedModel) -> ServedModel:
         max_batch_tokens=served.max_batch_tokens,
         labels=tuple(served.labels),
         tokenizer_digest=served.tokenizer_digest,
+        batching=pb.Batching.Name(served.batching).removeprefix("BATCHING_").lower().replace("_", "-")
+        if served.batching
+        else "",
+        batching_deviation=served.batching_deviation,
     )

@@ -192,7 +192,7 @@ class Agent:
                 self._served.move(version, VersionState.DOWNLOADING)
         if version.state is not VersionState.READY:
             assert version.model
-            self._served.move(version, VersionState.READY, version.model.unwatched)
+            self._served.move(version, VersionState.READY, version.model.notes)
 
     async def _load(self, version: ServedVersion) -> HeldModel:
         return await self._loader.load(version.assigned, lambda state: self._entered(version, state))

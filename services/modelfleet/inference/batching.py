@@ -14,6 +14,7 @@ Nothing here knows of threads; the engine holds a lock around each call.
 import heapq
 import itertools
 import math
+import sys
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class BatchLimits:
     """Least share of real tokens among padded ones."""
     free_tokens: int = 0
     """Up to this many padded tokens, padding costs no time on this device, so `min_fill` does not apply."""
+    max_rows: int = sys.maxsize
+    """Most rows."""
 
 
 @dataclass(slots=True, eq=False)
@@ -142,7 +145,7 @@ class BatchQueue(Generic[RequestT]):
         below, above = next(shorter, None), next(longer, None)
         count, real, longest = 1, first.length, first.length
         yield first
-        while below or above:
+        while count < limits.max_rows and (below or above):
             fill_below = (real + below.length) / ((count + 1) * longest) if below else 0.0
             fill_above = (real + above.length) / ((count + 1) * above.length) if above else 0.0
             if above and fill_above > fill_below:

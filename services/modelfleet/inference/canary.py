@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from modelfleet.bundle.golden import difference
 from modelfleet.inference.engine import Engine
-from modelfleet.inference.jobs import Runnable
+from modelfleet.inference.jobs import RowsFailedError, Runnable
 from modelfleet.inference.tensor_spec import Array
 
 
@@ -23,14 +23,20 @@ class Trial:
         return f"{len(self.lengths)} rows" + (f" of {length} tokens" if length > 1 else "")
 
     async def run(self, model: Runnable, engine: Engine) -> list[Array]:
+        """Return the arrays that a model answers. Raises what `results` raises."""
+        return _flat(await self.results(model, engine))
+
+    async def results(self, model: Runnable, engine: Engine) -> list[Any]:
         """
-        Return the arrays that a model answers. Raises what `Engine.submit` raises.
+        Return the results of the rows. Raises what `Engine.submit` raises, and the error of a row that has none.
 
         It passes the model's own queue, whatever waits there, and shares its batch with none: the others' padding and
         quantization scales would change the answer.
         """
-        results = await engine.submit(model, self.payload, self.lengths, deadline=math.inf, key=self, probe=True)
-        return _flat(results)
+        try:
+            return await engine.submit(model, self.payload, self.lengths, deadline=math.inf, key=self, probe=True)
+        except RowsFailedError as failed:
+            raise failed.first from failed.first.__cause__
 
 
 class Question(Protocol):

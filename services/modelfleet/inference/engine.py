@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from modelfleet.inference import metrics
-from modelfleet.inference.batching import BatchQueue
+from modelfleet.inference.batching import BatchQueue, Row
 from modelfleet.inference.jobs import Batch, Job, Place, Runnable
 from modelfleet.inference.outcomes import Outcomes, draining, expired, failure, trace
 from modelfleet.runtime.errors import FatalDeviceError, ModelLoadingError, OverloadedError
@@ -100,7 +100,7 @@ class Engine:
         equal `key` may share a batch. A `probe` is the worker's own request: a full queue takes it, and the model's
         record does not count it. Cancelling the awaiting task drops the rows that wait, and stops a batch of which
         nobody is left; the record counts it as failed where its deadline has come. Raises OverloadedError,
-        DeadlineExpiredError, DrainingError, SessionFailureError, or the ModelfleetError that the model raised.
+        DeadlineExpiredError, DrainingError, FatalDeviceError, or RowsFailedError where rows have no result.
         """
         job = Job(
             lengths=lengths,
@@ -165,7 +165,7 @@ class Engine:
             return True
         finally:
             self._free(batch)
-        self._outcomes.finish(batch, outputs)
+        self._finish(batch, outputs)
         return True
 
     def _next(self) -> Batch | None:
@@ -214,25 +214,40 @@ class Engine:
             job.run_s += ended - collated
         return outputs, collated - started, ended - collated
 
+    def _finish(self, batch: Batch, outputs: tuple[Any, float, float]) -> None:
+        try:
+            self._outcomes.finish(batch, outputs)
+        except Exception as error:  # noqa: BLE001  as in _serve_batch
+            self._isolate(batch, error)
+
     def _isolate(self, batch: Batch, error: Exception) -> None:
-        """Run each request of a failed batch alone, so that only the one at fault fails."""
-        if len(batch.jobs) == 1 or isinstance(error, FatalDeviceError):
-            self._outcomes.reject(batch.jobs, batch.place, failure(batch.place.model, error))
-            return
-        for job in batch.jobs:
-            rows = [row for row in batch.rows if row.request is job]
-            alone = Batch(batch.place, rows, batch.place.model.new_cancellation(), time.monotonic())
+        """Run the halves of a failed batch, and theirs, until the rows are found that fail alone."""
+        if isinstance(error, FatalDeviceError) or (len(batch.rows) == 1 and isinstance(error, OverloadedError)):
+            self._outcomes.reject(batch.jobs, batch.place, error)
+        elif len(batch.rows) == 1:
+            self._outcomes.fail(batch, failure(batch.place.model, error))
+        else:
+            middle = len(batch.rows) // 2
+            self._run_again(batch, batch.rows[:middle])
+            self._run_again(batch, batch.rows[middle:])
+
+    def _run_again(self, batch: Batch, rows: Sequence[Row[Job]]) -> None:
+        with self._work:
+            awaited = [row for row in rows if not row.request.future.done()]
+            if not awaited:
+                return
+            part = Batch(batch.place, awaited, batch.place.model.new_cancellation(), time.monotonic())
+            self._running.add(part)
+        failed: Exception | None = None
+        try:
+            outputs = self._run(part)
+        except Exception as error:  # noqa: BLE001  as in _serve_batch
+            failed = error
+        finally:
             with self._work:
-                if job.future.done():
-                    continue  # nobody waits for it any more
-                self._running.add(alone)
-            try:
-                outputs = self._run(alone)
-            except Exception as own_error:  # noqa: BLE001  as in _serve
-                self._outcomes.reject([job], batch.place, failure(batch.place.model, own_error))
-            else:
-                self._outcomes.finish(alone, outputs)
-            finally:
-                with self._work:
-                    self._running.discard(alone)
-                    self.batches_ended += 1
+                self._running.discard(part)
+                self.batches_ended += 1
+        if failed:
+            self._isolate(part, failed)
+        else:
+            self._finish(part, outputs)

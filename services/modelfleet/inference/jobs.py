@@ -1,13 +1,28 @@
 """What the engine works on: requests with their callers, the models that run them, and batches of their rows."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from modelfleet.inference import metrics
 from modelfleet.inference.batching import BatchLimits, BatchQueue, Request, Row
 from modelfleet.inference.statistics import ModelRecord
+from modelfleet.runtime.errors import ModelfleetError
+
+
+class RowsFailedError(Exception):
+    """Rows of a request that cannot be answered, by index, and why; `results` has those of the others."""
+
+    def __init__(self, errors: Mapping[int, ModelfleetError], results: Sequence[Any]) -> None:
+        self.errors = dict(sorted(errors.items()))
+        self.results = results
+        super().__init__(f"rows {', '.join(map(str, self.errors))}: {self.first}")
+
+    @property
+    def first(self) -> ModelfleetError:
+        """Why the first of them failed."""
+        return next(iter(self.errors.values()))
 
 
 @dataclass(eq=False, slots=True)
@@ -19,6 +34,7 @@ class Job(Request):
     results: list[Any]
     missing: int
     probe: bool = False
+    errors: dict[int, ModelfleetError] = field(default_factory=dict)
     queue_s: float | None = None
     collate_s: float = 0.0
     run_s: float = 0.0
@@ -36,8 +52,13 @@ class Runnable(Protocol):
     """What the engine runs: a loaded model. Inputs and outputs are its own; results go to the callers."""
 
     name: str
-    limits: BatchLimits
     record: ModelRecord
+    self_tested: bool
+    """It has answered inputs such as callers send, so that what it refuses is the caller's doing."""
+
+    @property
+    def limits(self) -> BatchLimits:
+        """What one batch may hold, from when it is attached on."""
 
     def collate(self, rows: Sequence[Row[Job]]) -> Any:
         """Return the inputs of a batch."""
@@ -46,7 +67,7 @@ class Runnable(Protocol):
         """Return the outputs of a batch. Releases the interpreter lock for most of its time."""
 
     def reduce(self, outputs: Any, rows: Sequence[Row[Job]]) -> Sequence[Any]:
-        """Return one result for each row, in order."""
+        """Return one result for each row, in order; for a row that has none, the ModelfleetError that says why."""
 
     def new_cancellation(self) -> Cancellation:
         """Return what can stop one run."""

@@ -12,7 +12,7 @@ import structlog
 
 from modelfleet.bundle.bundle import BundleFile
 from modelfleet.bundle.golden import DEFAULT_TOLERANCES, GoldenExample, read_golden
-from modelfleet.bundle.graph import check_graph, precision
+from modelfleet.bundle.graph import Precision, check_graph, precision
 from modelfleet.bundle.infer import GENAI_FILE
 from modelfleet.bundle.manifest import Manifest, Task
 from modelfleet.inference import metrics
@@ -24,7 +24,7 @@ from modelfleet.inference.generation.model import GenerationSettings, Generative
 from modelfleet.inference.generation.proving import prove
 from modelfleet.inference.memory_budget import MemoryBudget, SessionMemory
 from modelfleet.inference.models import HeldModel, LoadedModel, TensorModel, TextModel
-from modelfleet.inference.proving import check_golden, warm_up, warm_up_with_zeros
+from modelfleet.inference.proving import check_golden, self_test
 from modelfleet.inference.session import Session, SessionOptions
 from modelfleet.inference.states import VersionState
 from modelfleet.inference.tasks.tensors import blank
@@ -50,6 +50,7 @@ class _Proof:
     """What a loaded model is held to."""
 
     examples: Sequence[GoldenExample]
+    precision: Precision
     tolerance: float
 
 
@@ -165,15 +166,9 @@ class Loader:
     async def _prove(self, model: LoadedModel, proof: _Proof) -> None:
         await check_golden(model, self._engine, proof.examples, proof.tolerance)
         samples = [example.inputs for example in proof.examples]
-        self._engine.attach(model)
-        try:
-            if isinstance(model, TensorModel) and not samples:
-                await warm_up_with_zeros(model, self._engine, self._budget, proof.tolerance)
-            else:
-                await warm_up(model, self._engine, self._budget, samples, proof.tolerance)
-        except BaseException:
-            self._engine.detach(model)
-            raise
+        await self_test(
+            model, self._engine, self._budget, samples, precision=proof.precision, tolerance=proof.tolerance
+        )
         metrics.observe_memory(model.name, model.memory)
 
     def _verified(self, assigned: AssignedVersion) -> tuple[LoadedModel, _Proof]:
@@ -182,9 +177,10 @@ class Loader:
         graph = directory / manifest.model
         size = _size(directory, _graph_files(directory, manifest))
         examples = read_golden(directory / bundle.golden) if bundle.golden else ()
+        narrowest = precision(graph)
         tolerance = manifest.golden_tolerance
         if tolerance is None:
-            tolerance = DEFAULT_TOLERANCES[precision(graph)]
+            tolerance = DEFAULT_TOLERANCES[narrowest]
         self._budget.require(name, int(_LOADING_SHARE * size), size, "to be loaded")
         before = self._budget.left()
         session = Session(graph, replace(self._options, engine_cache=self._cache.engines(bundle)))
@@ -196,7 +192,7 @@ class Loader:
         else:
             model = TextModel(name, manifest, session, self._limits)
         model.memory = SessionMemory(host_bytes=host_bytes, device_bytes=device_bytes)
-        return model, _Proof(examples, tolerance)
+        return model, _Proof(examples, narrowest, tolerance)
 
     def _tensor_limits(self, manifest: Manifest, session: Session, examples: Sequence[GoldenExample]) -> BatchLimits:
         """Return limits in rows: the worker's, the manifest's, or those that fill a message, whichever is lowest."""

@@ -1,12 +1,13 @@
 """What Prometheus sees of the way of a request."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from modelfleet.inference.memory_budget import SessionMemory
+from modelfleet.runtime.errors import ModelfleetError
 from modelfleet.runtime.telemetry import LATENCY_BUCKETS_S
 from modelfleet.runtime.tracing import record_stage
 
@@ -28,6 +29,7 @@ SESSION_BYTES = Gauge(
     "Memory of a version: host and device when it was loaded; host_peak and device_peak on top, at the largest batch.",
     ["model", "part"],
 )
+FAILED_ROWS = Counter("modelfleet_failed_rows_total", "Rows without an answer, by why.", ["model", "reason"])
 CANARIES = Counter("modelfleet_canaries_total", "Requests of the worker's own, by outcome.", ["outcome"])
 
 
@@ -60,6 +62,12 @@ def observe_tokenizing(started: float) -> None:
     record_stage("tokenize", started, ended)
 
 
+def count_failed_rows(model: str, errors: Iterable[ModelfleetError]) -> None:
+    """Count rows that have no answer."""
+    for error in errors:
+        FAILED_ROWS.labels(model, error.reason.value).inc()
+
+
 def observe_memory(model: str, memory: SessionMemory) -> None:
     """Record what a version takes."""
     for part in fields(memory):
@@ -68,5 +76,5 @@ def observe_memory(model: str, memory: SessionMemory) -> None:
 
 def forget_model(model: str) -> None:
     """Drop the series of a model version that is no longer here."""
-    for metric in (BATCH_ROWS, REAL_TOKENS, PADDED_TOKENS, QUEUE_ROWS, VERSION_STATE, SESSION_BYTES):
+    for metric in (BATCH_ROWS, REAL_TOKENS, PADDED_TOKENS, QUEUE_ROWS, FAILED_ROWS, VERSION_STATE, SESSION_BYTES):
         metric.remove_by_labels({"model": model})

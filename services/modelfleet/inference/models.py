@@ -1,35 +1,38 @@
 """Loaded models, as the engine runs them: from rows to a session's inputs, and from its outputs to one result a row."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelfleet.bundle.graph import table_rows
-from modelfleet.bundle.manifest import Manifest, Pooling, Task
+from modelfleet.bundle.manifest import Batching, Manifest, Pooling, Task
 from modelfleet.inference.batching import BatchLimits, Row
 from modelfleet.inference.canary import Canary
 from modelfleet.inference.generation.model import GenerativeModel
 from modelfleet.inference.jobs import Job
 from modelfleet.inference.memory_budget import SessionMemory
 from modelfleet.inference.session import RefusedInputs, RunCancellation, Session
+from modelfleet.inference.sharing import UNPROVED
 from modelfleet.inference.statistics import ModelRecord
 from modelfleet.inference.tasks import classify, embed, rerank
 from modelfleet.inference.tensor_spec import Array, TensorSpec
 from modelfleet.inference.tokens import Tokens
-from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError
+from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, NotFiniteError
 
 Inputs = Mapping[str, Array]
 # From the output that is read, [rows, ...], and the rows' lengths to one array a row.
-Reduce = Callable[[Array, NDArray[np.int64]], Iterable[Array]]
+Reduce = Callable[[Array, NDArray[np.int64]], Sequence[Array] | Array]
 
 
 class TextModel:
     """
     A model whose rows are sequences of token ids; `Tokens` are the payload of its requests.
 
-    `table_rows` is how many ids, and types of them, the graph has vectors of, by input, where its manifest may not say.
+    Where the graph fixes how many rows or tokens it takes, batches are filled up to that. `max_tokens`,
+    `vocabulary_size` and `type_count` are what the graph can do, None where nobody knows; a self-test may lower them.
     `canary` is there once it is warmed up; where it has none, `unwatched` says why.
     """
 
@@ -37,22 +40,55 @@ class TextModel:
         self.name = name
         self.manifest = manifest
         self.session = session
-        self.limits = limits
         self.record = ModelRecord()
         self.memory = SessionMemory()
+        self.self_tested = False
         self.canary: Canary | None = None
         self.unwatched = ""
         self._inputs = {spec.name: spec.dtype for spec in session.inputs}
-        _check_text_inputs(session.inputs)
-        unsaid = manifest.vocabulary_size is None or "token_type_ids" in self._inputs
-        self.table_rows = table_rows(session.graph) if unsaid else {}
+        self.fixed_rows, self.fixed_tokens = _fixed_axes(session.inputs)
+        assert manifest.max_tokens
+        self.max_tokens = min(manifest.max_tokens, self.fixed_tokens or manifest.max_tokens)
+        tables = table_rows(session.graph)
+        self.vocabulary_size = tables.get("input_ids", manifest.vocabulary_size)
+        self.type_count = tables.get("token_type_ids")
         self.output = _chosen_output(session, manifest.output)
         self._reduce = _reduction(manifest, self.output)
+        self._device_limits = limits
+        self.sharing = UNPROVED
+
+    @property
+    def widest(self) -> Batching:
+        """The most that rows of such a graph could share."""
+        return Batching.ALONE if self.fixed_rows == 1 else Batching.PADDED
+
+    @property
+    def limits(self) -> BatchLimits:
+        """What one batch may hold, of rows that may share one."""
+        limits, batching = self._device_limits, self.sharing.batching
+        if self.fixed_tokens:  # whatever their lengths, rows cost the same
+            rows = max(1, limits.max_tokens // self.fixed_tokens)
+            limits = replace(limits, min_fill=0.0, max_rows=min(rows, limits.max_rows))
+        elif batching is Batching.SAME_SHAPE:
+            limits = replace(limits, min_fill=1.0, free_tokens=0)
+        if batching is Batching.ALONE:
+            return replace(limits, max_rows=1)
+        return replace(limits, max_rows=min(limits.max_rows, self.fixed_rows or limits.max_rows))
+
+    @property
+    def notes(self) -> str:
+        """What is to be known of it beside that it is READY."""
+        return "; ".join(filter(None, (self.sharing.note, self.unwatched)))
+
+    def bound(self, limits: BatchLimits) -> None:
+        """Set what a batch may hold on this device."""
+        self._device_limits = limits
 
     def collate(self, rows: Sequence[Row[Job]]) -> Inputs:
         """Return token ids padded to the longest row, and what else the graph asks for: each [rows, tokens]."""
+        rows = [*rows, *[rows[0]] * ((self.fixed_rows or 0) - len(rows))]
         lengths = np.array([row.length for row in rows])
-        shape = (len(rows), int(lengths.max()))
+        shape = (len(rows), self.fixed_tokens or int(lengths.max()))
         inputs: dict[str, Array] = {}
         for name, dtype in self._inputs.items():
             if name == "input_ids":
@@ -66,13 +102,26 @@ class TextModel:
         return inputs
 
     def run(self, inputs: Inputs, cancellation: RunCancellation) -> Array:
-        """Return the output that the manifest names, or the first."""
-        return self.session.run(inputs, [self.output.name], cancellation)[0]
+        """Return the output that the manifest names, or the first. Raises InvalidInputError for ids it refuses."""
+        try:
+            return self.session.run(inputs, [self.output.name], cancellation)[0]
+        except RefusedInputs as error:
+            raise InvalidInputError(
+                f"The graph of {self.name} cannot compute with the tokens of this input. Leave out what is unusual in "
+                "it, such as special tokens spelled in the text; the server's log has the cause."
+            ) from error
 
-    def reduce(self, outputs: Array, rows: Sequence[Row[Job]]) -> Sequence[Array]:
-        """Return one float32 array a row; its shape is the task's."""
+    def reduce(self, outputs: Array, rows: Sequence[Row[Job]]) -> Sequence[Array | NotFiniteError]:
+        """Return one float32 array a row; its shape is the task's. A row that is not finite has an error instead."""
+        if self.fixed_rows and len(outputs) == self.fixed_rows:
+            outputs = outputs[: len(rows)]
         lengths = np.array([row.length for row in rows])
-        return list(self._reduce(outputs.astype(np.float32, copy=False), lengths))
+        numbers = outputs.astype(np.float32, copy=False)
+        with np.errstate(invalid="ignore", over="ignore"):  # told below, by row
+            results = self._reduce(numbers, lengths)
+        # An activation hides an infinite logit. Of longer outputs only what was read of them counts.
+        finite = _finite_rows(numbers if numbers.ndim <= _ROWS_OF_NUMBERS else results)
+        return [row if good else _not_finite(self.name) for row, good in zip(results, finite, strict=True)]
 
     def new_cancellation(self) -> RunCancellation:
         """Return what can stop one run."""
@@ -83,8 +132,8 @@ class TensorModel:
     """
     A model of any tensors; a dict of arrays by input name is the payload of its requests.
 
-    Where the first dimension of every input and output may vary, it counts elements: these are the rows, and requests
-    whose other dimensions are equal share batches. Otherwise a request is one row and runs alone.
+    Where rows may share a batch, the first dimension of every input and output counts them, and requests whose other
+    dimensions are equal run together. Otherwise a request is one row and runs alone.
 
     `canary` is there once it is warmed up; where it has none, `unwatched` says why.
     """
@@ -93,15 +142,40 @@ class TensorModel:
         self.name = name
         self.manifest = manifest
         self.session = session
-        self.batches = bool(session.inputs) and all(
-            spec.shape and spec.shape[0] is None for spec in (*session.inputs, *session.outputs)
-        )
-        self.limits = limits if self.batches else BatchLimits(max_tokens=1)
         self.record = ModelRecord()
         self.memory = SessionMemory()
+        self.self_tested = False
         self.canary: Canary | None = None
         self.unwatched = ""
         self._outputs = [spec.name for spec in session.outputs]
+        self._device_limits = limits
+        self.sharing = UNPROVED
+
+    @property
+    def widest(self) -> Batching:
+        """The most that rows of such a graph could share: nothing where a first dimension is fixed, or missing."""
+        specs = (*self.session.inputs, *self.session.outputs)
+        varies = bool(self.session.inputs) and all(spec.shape and spec.shape[0] is None for spec in specs)
+        return Batching.SAME_SHAPE if varies else Batching.ALONE
+
+    @property
+    def batches(self) -> bool:
+        """Whether first dimensions count rows."""
+        return self.sharing.batching is not Batching.ALONE
+
+    @property
+    def limits(self) -> BatchLimits:
+        """What one batch may hold, in rows."""
+        return self._device_limits if self.batches else replace(self._device_limits, max_rows=1)
+
+    @property
+    def notes(self) -> str:
+        """What is to be known of it beside that it is READY."""
+        return "; ".join(filter(None, (self.sharing.note, self.unwatched)))
+
+    def bound(self, limits: BatchLimits) -> None:
+        """Set what a batch may hold on this device."""
+        self._device_limits = limits
 
     def collate(self, rows: Sequence[Row[Job]]) -> Inputs:
         """Return the rows' elements, one after another."""
@@ -127,17 +201,22 @@ class TensorModel:
                 field="inputs",
             ) from error
 
-    def reduce(self, outputs: list[Array], rows: Sequence[Row[Job]]) -> Sequence[list[Array]]:
-        """Return the outputs of each row, in the graph's order."""
+    def reduce(self, outputs: list[Array], rows: Sequence[Row[Job]]) -> Sequence[list[Array] | NotFiniteError]:
+        """Return the outputs of each row, in the graph's order. A row that is not finite has an error instead."""
         if not self.batches:
-            return [outputs]
+            return [self._checked(outputs)]
         for name, output in zip(self._outputs, outputs, strict=True):
             if len(output) != len(rows):
                 raise InvalidBundleError(
-                    f"{self.name} got {len(rows)} elements and returned {len(output)} as {name!r}: its first dimension "
-                    "is not a batch. Export it with a fixed first dimension."
+                    f"{self.name} got {len(rows)} rows and returned {len(output)} as {name!r}: its first dimension is "
+                    "not a batch. Write `batching: alone` into its manifest."
                 )
-        return [[output[index : index + 1] for output in outputs] for index in range(len(rows))]
+        return [self._checked([output[index : index + 1] for output in outputs]) for index in range(len(rows))]
+
+    def _checked(self, outputs: list[Array]) -> list[Array] | NotFiniteError:
+        if self.manifest.allow_nan or all(map(_is_finite, outputs)):
+            return outputs
+        return _not_finite(self.name, "Set `allow_nan: true` in its manifest if that is an answer.")
 
     def new_cancellation(self) -> RunCancellation:
         """Return what can stop one run."""
@@ -147,10 +226,12 @@ class TensorModel:
 LoadedModel = TextModel | TensorModel
 HeldModel = LoadedModel | GenerativeModel
 
+_ROWS_OF_NUMBERS = 2  # [rows, numbers]
 _TEXT_INPUTS = frozenset({"input_ids", "token_type_ids", "attention_mask", "position_ids"})
 
 
-def _check_text_inputs(specs: Sequence[TensorSpec]) -> None:
+def _fixed_axes(specs: Sequence[TensorSpec]) -> tuple[int | None, int | None]:
+    """Return how many rows and tokens a graph takes where it fixes them. Raises InvalidBundleError for other inputs."""
     names = {spec.name for spec in specs}
     if "input_ids" not in names or not names <= _TEXT_INPUTS:
         raise InvalidBundleError(
@@ -158,6 +239,40 @@ def _check_text_inputs(specs: Sequence[TensorSpec]) -> None:
             f"{', '.join(sorted(_TEXT_INPUTS - {'input_ids'}))}. Serve other graphs with `task: tensor`.",
             field="model",
         )
+    rows, tokens = set[int](), set[int]()
+    for spec in specs:
+        if len(spec.shape) != _ROWS_OF_NUMBERS:
+            raise InvalidBundleError(
+                f"The graph's input {spec.name!r} has {len(spec.shape)} dimensions; a text model's have 2, rows and "
+                "tokens. Serve other graphs with `task: tensor`.",
+                field="model",
+            )
+        for found, size in zip((rows, tokens), spec.shape, strict=True):
+            if size is not None:
+                found.add(size)
+    if len(rows) > 1 or len(tokens) > 1:
+        raise InvalidBundleError(
+            f"The graph's inputs fix different numbers of rows ({sorted(rows)}) or tokens ({sorted(tokens)}). Export "
+            "it with one shape for all of them.",
+            field="model",
+        )
+    return next(iter(rows), None), next(iter(tokens), None)
+
+
+def _is_finite(array: Array) -> bool:
+    return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
+
+
+def _finite_rows(rows: Sequence[Array] | Array) -> Sequence[bool]:
+    if isinstance(rows, np.ndarray):
+        return [bool(row.all()) for row in np.isfinite(rows.reshape(len(rows), -1))]
+    return [_is_finite(row) for row in rows]
+
+
+def _not_finite(
+    model: str, remedy: str = "Its numbers overflow, as fp16's do beyond 65504: export it in fp32."
+) -> NotFiniteError:
+    return NotFiniteError(f"{model} answers this input with NaN or infinity. {remedy}")
 
 
 def _chosen_output(session: Session, name: str | None) -> TensorSpec:
@@ -187,9 +302,9 @@ def _reduction(manifest: Manifest, output: TensorSpec) -> Reduce:
     if manifest.task is Task.ENTITIES:
         _require_rank(manifest, output, 3)
         _require_labels(manifest, output)
-        return lambda array, lengths: (
+        return lambda array, lengths: [
             row[:length] for row, length in zip(classify.softmax(array), lengths, strict=True)
-        )
+        ]
     if manifest.task is Task.RERANK:
         _require_rank(manifest, output, 1, 2)
         return lambda array, _: rerank.logit(array)

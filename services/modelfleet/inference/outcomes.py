@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from modelfleet.inference import metrics
-from modelfleet.inference.jobs import Batch, Job, Place, Runnable
+from modelfleet.inference.jobs import Batch, Job, Place, RowsFailedError, Runnable
 from modelfleet.inference.session import RefusedInputs
 from modelfleet.runtime.deadlines import ran_out
 from modelfleet.runtime.errors import (
@@ -36,34 +36,53 @@ class Outcomes:
         self.fatal: Callable[[FatalDeviceError], None] = lambda _: None
 
     def finish(self, batch: Batch, timed_outputs: tuple[Any, float, float]) -> None:
-        """Hand each row its result, and wake the callers whose last row this was."""
+        """
+        Hand each row its result, or the error in its place, and wake the callers whose last row this was.
+
+        Raises what `reduce` raises; then no row has ended.
+        """
         model, started = batch.place.model, time.monotonic()
         outputs, collate_s, run_s = timed_outputs
-        try:
-            results = list(zip(batch.rows, model.reduce(outputs, batch.rows), strict=True))
-        except Exception as error:  # noqa: BLE001  as in the engine's threads
-            self.reject(batch.jobs, batch.place, failure(model, error))
-            return
+        results = model.reduce(outputs, batch.rows)
+        if len(results) != len(batch.rows):
+            raise SessionFailureError(f"{model.name} answered {len(batch.rows)} rows with {len(results)}.")
         ended = time.monotonic()
         metrics.STAGE_SECONDS.labels("postprocess").observe(ended - started)
         if not all(job.probe for job in batch.jobs):
             model.record.batch(len(batch.rows), collate_s=collate_s, run_s=run_s, reduce_s=ended - started)
+        for job in batch.jobs:
+            job.reduce_s += ended - started
+        self._settle(batch, results)
+
+    def fail(self, batch: Batch, error: ModelfleetError) -> None:
+        """Let the one row of a batch have no result."""
+        (_,) = batch.rows
+        self._settle(batch, [error])
+
+    def _settle(self, batch: Batch, results: Sequence[Any]) -> None:
+        now, model = time.monotonic(), batch.place.model
         whole = []
         with self._work:  # rows of one request may end in several threads at once
-            for job in batch.jobs:
-                job.reduce_s += ended - started
-            for row, result in results:
+            for row, result in zip(batch.rows, results, strict=True):
                 job = row.request
-                job.results[row.index] = result
+                if isinstance(result, ModelfleetError):
+                    job.errors[row.index] = result
+                else:
+                    job.results[row.index] = result
                 job.missing -= 1
                 if not job.missing:
                     whole.append(job)
         for job in whole:
             if job.probe:
                 continue
+            if job.errors:
+                metrics.count_failed_rows(model.name, job.errors.values())
+                fault = not all(_callers_fault(error, model) for error in job.errors.values())
+                model.record.failure(now - job.arrival, fault=fault)
+                continue
             model.record.request(
                 len(job.lengths),
-                total_s=ended - job.arrival,
+                total_s=now - job.arrival,
                 queue_s=job.queue_s or 0.0,
                 collate_s=job.collate_s,
                 run_s=job.run_s,
@@ -80,7 +99,7 @@ class Outcomes:
                 place.queue.discard(job)
                 # Else nobody waits for it any more, or another batch of its rows has failed already.
                 if job.missing > 0 and not job.probe:
-                    place.model.record.failure(now - job.arrival, fault=not _callers_fault(error))
+                    place.model.record.failure(now - job.arrival, fault=not _callers_fault(error, place.model))
                 job.missing = 0  # so that no batch of it that still runs makes it whole
         self._loop.call_soon_threadsafe(_raise, jobs, error)
         if isinstance(error, FatalDeviceError):
@@ -97,18 +116,23 @@ class Outcomes:
         place.queue.discard(job)
 
 
-def _callers_fault(error: ModelfleetError) -> bool:
+def _callers_fault(error: ModelfleetError, model: Runnable) -> bool:
     """
     Return whether an error says nothing against the version.
 
-    What its graph refuses is counted: it may be the graph that is wrong, and a canary would not be found out.
+    What a graph refuses that has never answered an input such as callers send is counted: it may be the graph that is
+    wrong.
     """
-    return isinstance(error, _CALLERS_FAULTS) and not isinstance(error.__cause__, RefusedInputs)
+    return isinstance(error, _CALLERS_FAULTS) and (model.self_tested or not isinstance(error.__cause__, RefusedInputs))
 
 
 def _resolve(jobs: Sequence[Job]) -> None:
     for job in jobs:
-        if not job.future.done():
+        if job.future.done():
+            continue
+        if job.errors:
+            job.future.set_exception(RowsFailedError(job.errors, job.results))
+        else:
             job.future.set_result(job.results)
 
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from modelfleet.bundle.bundle import Bundle
 from modelfleet.bundle.manifest import Task
 from modelfleet.bundle.reference import ModelReference
-from modelfleet.inference import metrics
+from modelfleet.inference import metrics, row_faults
 from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.engine import Engine
+from modelfleet.inference.jobs import RowsFailedError
 from modelfleet.inference.models import HeldModel, TensorModel, TextModel
 from modelfleet.inference.request_limits import RequestLimits
 from modelfleet.inference.results import INLINE_SCORES, Classified, Embedded, Extracted, Inferred, Reranked
@@ -146,7 +147,7 @@ class Pipeline:
         self._limits.check_texts([query], field="query")
         async with self._text_model(reference, Task.RERANK) as (version, model):
             tokens = await self._tokens(version, model, documents, deadline, query=query)
-            rows = np.stack(await self._run(model, tokens, deadline))
+            rows = np.stack(await self._run(model, tokens, deadline, "documents"))
             logits = windows.best(rows, tokens.window_counts)[:, 0]
             ranked = rerank.ranked(logits, raw=raw, top_k=top_k)
         return Reranked(version, ranked, tokens.usage())
@@ -158,7 +159,11 @@ class Pipeline:
                 raise _wrong_task(version, model.manifest.task, Task.TENSOR)
             rows, key = tensors.check(inputs, model.session.inputs, batches=model.batches, nan=model.manifest.allow_nan)
             self._limits.check_count(rows, "elements", field="inputs")
-            results = await self._engine.submit(model, inputs, [1] * rows, deadline=deadline, key=key)
+            try:
+                results = await self._engine.submit(model, inputs, [1] * rows, deadline=deadline, key=key)
+            except RowsFailedError as failed:
+                error = row_faults.of_elements(failed.errors, "inputs") if model.batches else failed.first
+                raise error from failed.first.__cause__
             outputs = tensors.joined(results, [spec.name for spec in model.session.outputs])
         return Inferred(version, outputs)
 
@@ -220,14 +225,14 @@ class Pipeline:
     ) -> Tokens:
         """Return the windows to run: from the tokenizer service, or as the caller sent them."""
         if text.tokens is not None:
-            check_token_ids(text.tokens, model.manifest, model.table_rows)
+            check_token_ids(text.tokens, model.max_tokens, model.vocabulary_size, model.type_count)
             self._limits.check_count(len(text.tokens.lengths), "sequences", field="token_ids")
             return text.tokens
         field = "texts" if query is None else "documents"
         self._limits.check_texts(text.texts, field=field)
         options = TokenizeOptions(
             tokenizer_digest=self.bundle(version).tokenizer_digest or "",
-            max_tokens=model.manifest.max_tokens or 0,
+            max_tokens=model.max_tokens,
             truncation=text.truncation,
             stride=text.stride,
             with_offsets=with_offsets,
@@ -248,6 +253,7 @@ class Pipeline:
             raise
         metrics.observe_tokenizing(started)
         _require_tokens(tokens, field)
+        row_faults.check_vocabulary(tokens, model.vocabulary_size, field)
         return tokens
 
     def bundle(self, version: VersionKey) -> Bundle:
@@ -256,8 +262,11 @@ class Pipeline:
         assert held
         return held.assigned.bundle
 
-    async def _run(self, model: TextModel, tokens: Tokens, deadline: float) -> list[Floats]:
-        return await self._engine.submit(model, tokens, tokens.lengths.tolist(), deadline=deadline)
+    async def _run(self, model: TextModel, tokens: Tokens, deadline: float, field: str = "texts") -> list[Floats]:
+        try:
+            return await self._engine.submit(model, tokens, tokens.lengths.tolist(), deadline=deadline)
+        except RowsFailedError as failed:
+            raise row_faults.of_texts(failed.errors, tokens, field) from failed.first.__cause__
 
 
 def _entities(
@@ -278,10 +287,9 @@ def _entities(
 def _require_tokens(tokens: Tokens, field: str) -> None:
     # A tokenizer that adds no special tokens may leave nothing of a text.
     if not tokens.lengths.all():
-        index = int(np.argmin(tokens.token_counts))
+        name = f"{field}[{int(np.argmin(tokens.token_counts))}]"
         raise InvalidInputError(
-            f"{field}[{index}] has no tokens: the model's tokenizer drops all of its characters. Leave it out.",
-            field=field,
+            f"{name} has no tokens: the model's tokenizer drops all of its characters. Leave it out.", field=name
         )
 
 

@@ -1,18 +1,24 @@
-"""What a loaded model must show on its own device before it is READY: its golden examples, and its largest batch."""
+"""What a loaded model must show on its own device before it is READY: golden examples, and what it can do."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
+import structlog
 
 from modelfleet.bundle.golden import GoldenExample, check_outputs
+from modelfleet.bundle.graph import Precision
+from modelfleet.inference import graph_limits
+from modelfleet.inference.batch_growth import BatchGrowth
 from modelfleet.inference.batching import BatchLimits, Row
 from modelfleet.inference.canary import Canary, Trial
 from modelfleet.inference.engine import Engine
 from modelfleet.inference.jobs import Job
-from modelfleet.inference.memory_budget import SMALLER_BATCHES, MemoryBudget
-from modelfleet.inference.models import LoadedModel, TensorModel
+from modelfleet.inference.made_inputs import random_tokens
+from modelfleet.inference.memory_budget import MemoryBudget
+from modelfleet.inference.models import LoadedModel, TensorModel, TextModel
+from modelfleet.inference.row_independence import find_sharing, tolerated
+from modelfleet.inference.self_test_runs import SelfTestRuns, cause, no_memory
 from modelfleet.inference.session import RunCancellation
 from modelfleet.inference.statistics import ModelRecord
 from modelfleet.inference.tasks.tensors import blank
@@ -20,16 +26,21 @@ from modelfleet.inference.tensor_spec import Array
 from modelfleet.inference.tokens import Tokens
 from modelfleet.runtime.errors import (
     GoldenMismatchError,
-    InsufficientMemoryError,
     InvalidBundleError,
     InvalidInputError,
+    NotFiniteError,
     OverloadedError,
     SessionFailureError,
 )
-from modelfleet.runtime.memory import peak_memory, reset_peak_memory, resident_memory
 
-# Of the largest batch; what it takes tells what the whole would, before the kernel kills the process for it.
-_PARTS = 4
+_log = structlog.get_logger()
+
+Inputs = Mapping[str, Array]
+Samples = Sequence[Inputs]
+
+_CANARY_TOKENS = 4
+# Words that a model answers with no number are rare, or it is of no use.
+_CANARY_TRIES = 16
 
 
 async def check_golden(model: LoadedModel, engine: Engine, examples: Sequence[GoldenExample], tolerance: float) -> None:
@@ -40,86 +51,147 @@ async def check_golden(model: LoadedModel, engine: Engine, examples: Sequence[Go
     try:
         for example in examples:
             try:
-                (outputs,) = await engine.submit(runs, example, [1], deadline=math.inf, probe=True)
+                (outputs,) = await Trial(example, [1]).results(runs, engine)
             except SessionFailureError as error:
                 raise GoldenMismatchError(
-                    f"{model.name} on {provider} fails on the golden example {example.name!r}: {_cause(error)}"
+                    f"{model.name} on {provider} fails on the golden example {example.name!r}: {cause(error)}"
                 ) from error
             check_outputs(example, outputs, tolerance=tolerance, provider=provider, model=model.name)
     finally:
         engine.detach(runs)
 
 
-async def warm_up(
-    model: LoadedModel, engine: Engine, budget: MemoryBudget, samples: Sequence[Mapping[str, Array]], tolerance: float
+async def self_test(
+    model: LoadedModel,
+    engine: Engine,
+    budget: MemoryBudget,
+    samples: Samples,
+    *,
+    precision: Precision,
+    tolerance: float,
 ) -> None:
     """
-    Run batches up to the largest that is allowed; give the model its canary and the figures of its peak.
+    Find out what the model can do, in the engine's turns, and leave it attached to the engine.
 
-    A `tensor` model runs `samples`, one or more. Raises InsufficientMemoryError, InvalidBundleError.
+    It is given what its rows share, what a batch and a text may hold, its figures of memory, and its canary, whose
+    answers may change by `tolerance`. A `tensor` model is asked `samples`; without any, zeros or made-up inputs are
+    tried: where those are none of its inputs, that proves nothing against it; it has no canary then, and `unwatched`
+    says why. Raises InsufficientMemoryError, InvalidBundleError, FatalDeviceError.
     """
-    trials = _tensor_trials(model, samples) if isinstance(model, TensorModel) else _text_trials(model)
-    smallest, part, largest = trials
-    growth = _Growth(budget)
-    canary = Canary(smallest, await _answer(model, engine, smallest), tolerance)
-    once = growth.now()  # what a first run takes, whatever its size
-    await _answer(model, engine, part)
-    grown = growth.now()
-    host_bytes, device_bytes = ((_PARTS - 1) * (now - at_once) for now, at_once in zip(grown, once, strict=True))
-    budget.require(model.name, host_bytes, device_bytes, f"to run {largest} at once")
-    await _answer(model, engine, largest)
-    budget.require_kept(model.name, f"after {largest} at once")
-    host_bytes, device_bytes = growth.now()
-    model.memory = replace(model.memory, host_peak_bytes=host_bytes, device_peak_bytes=device_bytes)
-    if (changed := canary.difference(await _answer(model, engine, smallest))) > tolerance:
-        raise InvalidBundleError(
-            f"The graph answers {smallest} anew each time, by {changed:.3g} of its magnitude.", field="model"
-        )
-    model.canary = canary
-
-
-async def warm_up_with_zeros(model: TensorModel, engine: Engine, budget: MemoryBudget, tolerance: float) -> None:
-    """
-    Warm up a model of which nothing says what inputs it takes: zeros are tried.
-
-    Where they are none of its inputs, that proves nothing against it: it has no canary then, and `unwatched` says why.
-    Raises InsufficientMemoryError.
-    """
-    zeros = blank(model.session.inputs)
-    if zeros is None:
-        why = "it takes inputs of any shape"
-    else:
-        try:
-            await warm_up(model, engine, budget, [zeros], tolerance)
-        except InvalidBundleError as error:
-            why = f"zeros do not show what it does: {error.message.rstrip('.')}"
+    with SelfTestRuns(model, engine) as runs:
+        growth = BatchGrowth(model, runs, budget, tolerated(model.manifest, precision, model.session.device))
+        if isinstance(model, TextModel):
+            trial: Trial | None = await _test_texts(model, runs, growth)
         else:
-            return
-    model.unwatched = (
-        f"neither warmed up nor watched: it has no golden examples, and {why}. "
-        "Record some with `modelfleet golden record`."
+            trial = await _test_tensors(model, runs, growth, samples)
+    model.self_tested = isinstance(model, TextModel) or bool(samples)
+    _log.info("self-test", version=model.name, **asdict(model.sharing), limits=asdict(model.limits))
+    engine.attach(model)
+    try:
+        if trial:
+            model.canary = await _canary(model, engine, trial, tolerance)
+    except (InvalidBundleError, NotFiniteError) as error:
+        if isinstance(model, TextModel) or samples:
+            engine.detach(model)
+            raise
+        model.unwatched = _unwatched(f"made-up inputs do not show what it does: {error.message.rstrip('.')}")
+    except BaseException:
+        engine.detach(model)
+        raise
+
+
+async def _test_texts(model: TextModel, runs: SelfTestRuns, growth: BatchGrowth) -> Trial:
+    """Return what its canary is to ask: a short text that is answered with numbers."""
+    await graph_limits.fit(model, runs)
+    model.sharing = await find_sharing(model, runs, (), growth.tolerance)
+    random, longest, limits = np.random.default_rng(0), model.max_tokens, model.limits
+
+    def texts(lengths: list[int]) -> Tokens:
+        return random_tokens(lengths, model.vocabulary_size, model.manifest.pad_token_id, random)
+
+    first = texts([longest])
+
+    def batch(rows: int) -> tuple[Tokens, list[int]]:
+        lengths = [longest] * rows
+        tokens = texts(lengths)
+        tokens.ids[:longest] = first.ids
+        return tokens, lengths
+
+    most = min(limits.max_rows, max(1, limits.max_tokens // longest))
+    if (rows := await growth.largest(batch, most)) < most:
+        model.bound(replace(limits, max_tokens=rows * longest))
+    length = min(longest, _CANARY_TOKENS)
+    for _ in range(_CANARY_TRIES):
+        short = texts([length])
+        (answer,) = (await runs.answers(short, [length])).rows
+        if not isinstance(answer, NotFiniteError):
+            return Trial(short, [length])
+    raise InvalidBundleError(
+        f"{model.name} answers texts of any words with NaN or infinity. Export it again, in fp32 where its numbers "
+        "overflow.",
+        field="model",
     )
 
 
-class _Growth:
-    """By how much the peak has grown since this was made. A device's arena keeps what it takes: that is its peak."""
+async def _test_tensors(model: TensorModel, runs: SelfTestRuns, growth: BatchGrowth, samples: Samples) -> Trial | None:
+    """Return what its canary is to ask; None where nothing says what it takes, which `unwatched` tells."""
+    made_up: list[Inputs] = []
+    model.sharing = await find_sharing(model, runs, samples, growth.tolerance, made_up)
+    by_size = sorted(samples, key=lambda sample: sum(array.nbytes for array in sample.values()))
+    if samples:
+        return await _grown(model, growth, by_size[0], by_size[-1])
+    zeros = blank(model.session.inputs)
+    why = "it takes inputs of any shape"
+    for inputs in ([zeros] if zeros else []) + made_up:
+        try:
+            return await _grown(model, growth, inputs, inputs)
+        except InvalidBundleError as error:
+            why = f"made-up inputs do not show what it does: {error.message.rstrip('.')}"
+    model.unwatched = _unwatched(why)
+    return None
 
-    def __init__(self, budget: MemoryBudget) -> None:
-        self._budget = budget
-        self._before = budget.left()
-        self._resident = resident_memory()
-        reset_peak_memory()
 
-    def now(self) -> tuple[int, int]:
-        """Return bytes of the host and of the device."""
-        _, device_bytes = self._budget.left().since(self._before)
-        return max(0, peak_memory() - self._resident), device_bytes
+async def _grown(model: TensorModel, growth: BatchGrowth, smallest: Inputs, largest: Inputs) -> Trial:
+    if not model.batches:
+        for inputs in (smallest, largest):
+            await growth.largest(lambda _, inputs=inputs: (inputs, [1]), 1)  # type: ignore[misc]
+        return Trial(smallest, [1])
+
+    def batch(rows: int) -> tuple[Inputs, list[int]]:
+        return {name: np.repeat(array[:1], rows, axis=0) for name, array in largest.items()}, [1] * rows
+
+    limits = model.limits
+    model.bound(replace(limits, max_tokens=await growth.largest(batch, limits.max_tokens)))
+    return Trial(smallest, [1] * len(next(iter(smallest.values()))))
+
+
+async def _canary(model: LoadedModel, engine: Engine, trial: Trial, tolerance: float) -> Canary:
+    try:
+        canary = Canary(trial, await trial.run(model, engine), tolerance)
+        changed = canary.difference(await trial.run(model, engine))
+    except OverloadedError as error:
+        raise no_memory(model.name, str(trial)) from error
+    except (SessionFailureError, InvalidInputError) as error:
+        raise InvalidBundleError(f"The graph fails on {trial}: {cause(error)}", field="model") from error
+    if changed > tolerance:
+        raise InvalidBundleError(
+            f"The graph answers {trial} anew each time, by {changed:.3g} of its magnitude.", field="model"
+        )
+    return canary
+
+
+def _unwatched(why: str) -> str:
+    return (
+        f"neither warmed up nor watched: it has no golden examples, and {why}. "
+        "Record some with `modelfleet golden record`."
+    )
 
 
 class _GoldenRuns:
     """A model's session as the engine runs it for golden examples: raw tensors in and out, one example a batch."""
 
     limits = BatchLimits(max_tokens=1)
+    self_tested = False
 
     def __init__(self, model: LoadedModel) -> None:
         self.name = model.name
@@ -141,50 +213,3 @@ class _GoldenRuns:
 
     def new_cancellation(self) -> RunCancellation:
         return RunCancellation()
-
-
-def _text_trials(model: LoadedModel) -> Iterator[Trial]:
-    """Yield one token, a part of the largest batch, and the largest batch."""
-    longest = model.manifest.max_tokens or 1
-    widest = max(1, model.limits.max_tokens // longest)
-    part = (widest // _PARTS, longest) if widest >= _PARTS else (widest, max(1, longest // _PARTS))
-    for rows, length in ((1, 1), part, (widest, longest)):
-        tokens = Tokens(
-            ids=np.full(rows * length, model.manifest.pad_token_id, np.int32),
-            lengths=np.full(rows, length, np.int32),
-            type_ids=None,
-            offsets=None,
-            window_counts=np.ones(rows, np.int32),
-            token_counts=np.full(rows, length, np.int32),
-        )
-        yield Trial(tokens, [length] * rows)
-
-
-def _tensor_trials(model: TensorModel, samples: Sequence[Mapping[str, Array]]) -> Iterator[Trial]:
-    """Yield the smallest sample and the largest; where the graph has a batch dimension, its first row many times."""
-    by_size = sorted(samples, key=lambda sample: sum(array.nbytes for array in sample.values()))
-    smallest, largest = by_size[0], by_size[-1]
-    if not model.batches:
-        yield from (Trial(inputs, [1]) for inputs in (smallest, largest, largest))
-        return
-    yield Trial(smallest, [1] * len(next(iter(smallest.values()))))
-    rows = model.limits.max_tokens
-    for count in (max(1, rows // _PARTS), rows):
-        yield Trial({name: np.repeat(array[:1], count, axis=0) for name, array in largest.items()}, [1] * count)
-
-
-async def _answer(model: LoadedModel, engine: Engine, trial: Trial) -> list[Array]:
-    try:
-        return await trial.run(model, engine)
-    except OverloadedError as error:
-        raise InsufficientMemoryError(
-            f"{model.name} does not fit: the device's memory is full at {trial}. "
-            f"Assign fewer versions to this worker, or have it {SMALLER_BATCHES}."
-        ) from error
-    except (SessionFailureError, InvalidInputError) as error:
-        raise InvalidBundleError(f"The graph fails on {trial}: {_cause(error)}", field="model") from error
-
-
-def _cause(error: SessionFailureError | InvalidInputError) -> str:
-    """Return what ONNX Runtime said, on one line."""
-    return " ".join(str(error.__cause__).split())

@@ -20,13 +20,14 @@ class RequestLimits:
         self.check_count(len(texts), "texts", field=field)
         for index, text in enumerate(texts):
             if not text:
-                raise InvalidInputError(f"{field}[{index}] is empty. Give at least one character.", field=field)
+                name = f"{field}[{index}]"
+                raise InvalidInputError(f"{name} is empty. Give at least one character.", field=name)
             # A character has at most 4 bytes, so that short texts need not be encoded to be measured.
             if 4 * len(text) > self.max_text_bytes and len(text.encode()) > self.max_text_bytes:
                 raise InvalidInputError(
                     f"{field}[{index}] has {len(text.encode())} bytes; a text has at most "
                     f"{self.max_text_bytes}. Split it.",
-                    field=field,
+                    field=f"{field}[{index}]",
                 )
 
     def check_count(self, count: int, of: str, *, field: str) -> None:

@@ -116,7 +116,7 @@ class ServedModels:
 
     async def restore(self, version: ServedVersion) -> None:
         """Let requests use an evicted version, which is loaded again. Returns when those that waited do use it."""
-        version.evicted, version.reason = False, version.model.unwatched if version.model else ""
+        version.evicted, version.reason = False, version.model.notes if version.model else ""
         version.back.set()
         self._changed(version)
         while version.awaited_by:  # noqa: ASYNC110  their turns are next; there is nothing to wait for

@@ -19,6 +19,7 @@ from modelfleet.bundle.reference import ModelReference
 from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.generation.answering import Answering, Chunk, Prompt, Turn
 from modelfleet.inference.generation.options import Grammar, Guidance, Options, Sampling
+from modelfleet.inference.models import TensorModel, TextModel
 from modelfleet.inference.pipeline import Pipeline, TextInput
 from modelfleet.inference.results import INLINE_SCORES, Classified
 from modelfleet.inference.served_models import ServedModels, ServedVersion
@@ -140,8 +141,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         )
 
     def _served_model(self, version: ServedVersion) -> pb.ServedModel:
-        bundle = version.assigned.bundle
-        return pb.ServedModel(
+        bundle, model = version.assigned.bundle, version.model
+        message = pb.ServedModel(
             model=version.key.model,
             model_version=version.key.model_version,
             bundle_digest=bundle.digest,
@@ -149,12 +150,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             state=version_state_pb2.VersionState.Value(f"VERSION_STATE_{version.state.value}"),
             state_reason=version.reason,
             aliases=self._served.aliases(version.key),
-            providers=version.model.session.providers if version.model else (),
+            providers=model.session.providers if model else (),
             max_tokens=bundle.manifest.max_tokens or 0,
-            max_batch_tokens=version.model.limits.max_tokens if version.model else 0,
+            max_batch_tokens=model.limits.max_tokens if model else 0,
             labels=bundle.manifest.labels,
             tokenizer_digest=bundle.tokenizer_digest or "",
         )
+        if isinstance(model, TextModel):
+            message.max_tokens = model.max_tokens
+        if isinstance(model, TextModel | TensorModel):
+            message.batching = pb.Batching.Value(f"BATCHING_{model.sharing.batching.name}")
+            message.batching_deviation = model.sharing.deviation
+        return message
 
 
 def _classified(answer: Classified) -> pb.ClassifyResponse:

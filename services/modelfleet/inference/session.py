@@ -140,7 +140,7 @@ class Session:
                 f"ONNX Runtime refuses {graph.name!r}: {_first_line(error)}", field="model"
             ) from error
         self.graph = graph
-        self._device = options.device
+        self.device = options.device
         self._session.disable_fallback()
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         if wanted[0] not in self.providers:
@@ -159,7 +159,7 @@ class Session:
         try:
             outputs: list[Array] = self._session.run(list(names), dict(inputs), cancellation.run_options)
         except Exception as error:
-            if failure := device_failure(error, self._device):
+            if failure := device_failure(error, self.device):
                 raise failure from error
             raise
         return outputs

@@ -101,7 +101,7 @@ async def _answered(method: "grpc.aio.UnaryUnaryMultiCallable[Any, R]", request:
     except grpc.RpcError as error:
         translated = from_rpc_error(error)
         if translated.field in _FIELDS_OF_THE_MODEL:
-            translated.field = "model"
+            translated.fields = ("model",)
         if isinstance(translated, ManagerUnreachableError):  # the service is there, and lacks what only the manager has
             raise translated from error
         if error.code() is grpc.StatusCode.UNAVAILABLE:

@@ -31,15 +31,19 @@ ModelfleetError
 ├── DeadlineExpiredError         dropped while it waited
 ├── DigestMismatchError          bytes do not have the hash announced for them
 ├── SessionFailureError          a session failed while it ran the model
+├── NotFiniteError               the model answered with what is not a number, or infinite
 └── InternalError                anything unforeseen
 
 Only the standard library is imported here: the bare client and the domain code share this file.
 """
 
+import re
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar
 
 _QUOTED_CHARACTERS = 80
+_ELEMENT = re.compile(r"[a-z_]+\[(\d+)\]")
 
 
 def quoted(value: str) -> str:
@@ -71,6 +75,7 @@ class Reason(StrEnum):
     DEADLINE_EXPIRED = "DEADLINE_EXPIRED"
     DIGEST_MISMATCH = "DIGEST_MISMATCH"
     SESSION_FAILURE = "SESSION_FAILURE"
+    NOT_FINITE = "NOT_FINITE"
     PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
     GOLDEN_MISMATCH = "GOLDEN_MISMATCH"
     INSUFFICIENT_MEMORY = "INSUFFICIENT_MEMORY"
@@ -84,18 +89,30 @@ class ModelfleetError(Exception):
     """
     The base of all errors.
 
-    `message` is one or two sentences for the caller: what happened, the value, what to do. `field` names the part of
-    the request at fault. `retry_after_s` is set where a retry is worth while. `request_id` is set in the client only.
+    `message` is one or two sentences for the caller: what happened, the value, what to do. `fields` name the parts of
+    the request at fault, elements of a list as `texts[3]`; where they are elements, the others can be answered without
+    them. `retry_after_s` is set where a retry is worth while. `request_id` is set in the client only.
     """
 
     reason: ClassVar[Reason] = Reason.INTERNAL
     retry_after_s: float | None = None
     request_id: str | None = None
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
+    def __init__(self, message: str, *, field: str | None = None, fields: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.message = message
-        self.field = field
+        self.fields = tuple(fields) or ((field,) if field else ())
+
+    @property
+    def field(self) -> str | None:
+        """The first part of the request at fault."""
+        return self.fields[0] if self.fields else None
+
+    @property
+    def indexes(self) -> tuple[int, ...]:
+        """Which elements of the caller's list are at fault, as far as they were found."""
+        matches = (_ELEMENT.fullmatch(field) for field in self.fields)
+        return tuple(int(match[1]) for match in matches if match)
 
 
 class InvalidInputError(ModelfleetError):
@@ -273,6 +290,12 @@ class SessionFailureError(ModelfleetError):
     """A session failed while it ran the model."""
 
     reason = Reason.SESSION_FAILURE
+
+
+class NotFiniteError(ModelfleetError):
+    """The model answered an input with NaN or infinity, as narrow numbers do that overflow."""
+
+    reason = Reason.NOT_FINITE
 
 
 class InternalError(ModelfleetError):

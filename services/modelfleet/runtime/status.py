@@ -15,6 +15,8 @@ ERROR_DOMAIN = "modelfleet"
 # The message travels three times, as text of up to 3 bytes a byte and in base64. Callers take 8 KB of it all, and show
 # an error of their own where it is more.
 _LONGEST_MESSAGE_BYTES = 1024
+# Each takes some 30 bytes of the same 8 KB.
+_MOST_FIELDS = 64
 
 CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
     {
@@ -45,6 +47,7 @@ CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
         Reason.DEADLINE_EXPIRED: grpc.StatusCode.DEADLINE_EXCEEDED,
         Reason.DIGEST_MISMATCH: grpc.StatusCode.DATA_LOSS,
         Reason.SESSION_FAILURE: grpc.StatusCode.INTERNAL,
+        Reason.NOT_FINITE: grpc.StatusCode.INTERNAL,
         Reason.INTERNAL: grpc.StatusCode.INTERNAL,
     }
 )
@@ -66,8 +69,7 @@ def to_status(error: ModelfleetError, request_id: str) -> grpc.Status:
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     if error.field is not None or code is grpc.StatusCode.INVALID_ARGUMENT:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field or "", description=message)
-        details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
+        details.append(_packed(_bad_request(error, message)))
     status = status_pb2.Status(code=code.value[0], message=message, details=details)
     return cast("grpc.Status", rpc_status.to_status(status))
 
@@ -79,6 +81,13 @@ def pushback(error: ModelfleetError) -> tuple[tuple[str, str], ...]:
     return (("grpc-retry-pushback-ms", str(int(error.retry_after_s * 1000))),)
 
 
+def _bad_request(error: ModelfleetError, message: str) -> error_details_pb2.BadRequest:
+    fields = error.fields[:_MOST_FIELDS] or ("",)
+    violations = [error_details_pb2.BadRequest.FieldViolation(field=field) for field in fields]
+    violations[0].description = message
+    return error_details_pb2.BadRequest(field_violations=violations)
+
+
 def _bounded(message: str) -> str:
     encoded = message.encode(errors="replace")
     if len(encoded) <= _LONGEST_MESSAGE_BYTES:
@@ -86,7 +95,7 @@ def _bounded(message: str) -> str:
     return encoded[: _LONGEST_MESSAGE_BYTES - 3].decode(errors="ignore") + "..."
 
 
-def _packed(message: error_details_pb2.ErrorInfo) -> any_pb2.Any:
+def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from modelfleet.bundle.manifest import Task
 from modelfleet.inference.batching import BatchLimits
 from modelfleet.inference.engine import Engine
+from modelfleet.inference.jobs import RowsFailedError
 from modelfleet.inference.models import TensorModel, TextModel
 from modelfleet.inference.tokens import Tokens
 from modelfleet.runtime.errors import (
@@ -25,7 +26,6 @@ from modelfleet.runtime.errors import (
     InvalidInputError,
     ModelLoadingError,
     OverloadedError,
-    SessionFailureError,
 )
 
 FOR_EVER = 1e12  # matrix products: ends by cancellation only
@@ -50,7 +50,9 @@ Ran = asyncio.Queue[tuple[str, int]]
 
 def slow_model(directory: Path, ran: Ran, *, name: str = "slow@1", limits: BatchLimits = graphs.LIMITS) -> Watched:
     loaded = graphs.load(graphs.tensor_bundle(graphs.slow()), directory, name=name, limits=limits)
-    return Watched(loaded.name, loaded.manifest, loaded.session, loaded.limits).watch(ran)
+    watched = Watched(loaded.name, loaded.manifest, loaded.session, loaded.limits).watch(ran)
+    watched.sharing = loaded.sharing
+    return watched
 
 
 @asynccontextmanager
@@ -295,8 +297,10 @@ async def test_a_bad_row_fails_alone(embedder: TextModel) -> None:
             embed(engine, embedder, [5]),
             return_exceptions=True,
         )
-        assert isinstance(bad, SessionFailureError)
-        assert "m@1 failed on this input" in bad.message
+        assert isinstance(bad, RowsFailedError)
+        assert {row: type(error) for row, error in bad.errors.items()} == {1: InvalidInputError}
+        assert "graph of m@1 cannot compute with the tokens" in bad.first.message
+        np.testing.assert_allclose(bad.results[0], naive([4]), atol=1e-5)
         np.testing.assert_allclose(good, [naive([1, 2]), naive([3])], atol=1e-5)
         np.testing.assert_allclose(also_good, [naive([5])], atol=1e-5)
         np.testing.assert_allclose(await embed(engine, embedder, [6]), [naive([6])], atol=1e-5)
@@ -306,31 +310,33 @@ async def test_a_request_with_a_bad_row_in_one_of_its_batches_fails_once_and_who
     sample = graphs.text_bundle(graphs.embedder(), Task.EMBED, vocabulary_size=None)
     model = graphs.load(sample, tmp_path, limits=BatchLimits(max_tokens=1, min_fill=0.0))
     async with running_engine(model) as engine:
-        with pytest.raises(SessionFailureError):
-            await embed(engine, model, [graphs.VOCABULARY_SIZE], [1], [2])
+        with pytest.raises(RowsFailedError) as caught:
+            await embed(engine, model, [graphs.VOCABULARY_SIZE], [1], [2], [graphs.VOCABULARY_SIZE])
+        assert list(caught.value.errors) == [0, 3]
         np.testing.assert_allclose(await embed(engine, model, [1]), [naive([1])], atol=1e-5)
     assert (model.record.fail.count, model.record.success.count) == (1, 1)
 
 
-async def test_values_that_a_graph_refuses_are_told_to_the_caller_and_count_against_the_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("self_tested", "faults"), [(False, 1), (True, 0)])
+async def test_values_that_a_graph_refuses_count_against_a_version_that_has_shown_nothing_yet(
+    tmp_path: Path, *, self_tested: bool, faults: int
+) -> None:
     model = graphs.load(graphs.tensor_bundle(graphs.chooser()), tmp_path)
+    model.self_tested = self_tested
     async with running_engine(model) as engine:
-        with pytest.raises(InvalidInputError, match="graph of m@1 cannot compute with the values"):
+        with pytest.raises(RowsFailedError, match="graph of m@1 cannot compute with the values"):
             await engine.submit(model, {"x": np.array([graphs.VOCABULARY_SIZE])}, [1], deadline=math.inf)
         ((y,),) = await engine.submit(model, {"x": np.array([3])}, [1], deadline=math.inf)
     np.testing.assert_array_equal(y, graphs.VECTORS[[3]])
-    assert (model.record.fail.count, model.record.faults) == (1, 1)
+    assert (model.record.fail.count, model.record.faults) == (1, faults)
 
 
-async def test_a_model_that_returns_too_few_rows_fails_and_the_engine_goes_on(
-    tmp_path: Path, embedder: TextModel
-) -> None:
+async def test_a_batch_that_returns_too_few_rows_is_run_row_by_row(tmp_path: Path, embedder: TextModel) -> None:
     sample = graphs.text_bundle(graphs.text_model_of_wrong_batch(), Task.EMBED)
     broken = graphs.load(sample, tmp_path, name="broken@1")
     async with running_engine(broken, embedder) as engine:
-        with pytest.raises(SessionFailureError):
-            await embed(engine, broken, [1], [2])
-        await embed(engine, broken, [1])
+        vectors = await embed(engine, broken, [1], [2])
+        np.testing.assert_allclose(vectors, graphs.VECTORS[[1, 2]], atol=1e-5)
         await embed(engine, embedder, [1])
 
 

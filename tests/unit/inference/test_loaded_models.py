@@ -182,5 +182,5 @@ def test_a_graph_whose_batch_is_no_batch_says_so(tmp_path: Path) -> None:
     )
     graph = helper.make_model(distinct, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     model = tensor_model(tmp_path, graph)
-    with pytest.raises(InvalidBundleError, match="got 2 elements and returned 1 as 'y'"):
+    with pytest.raises(InvalidBundleError, match="got 2 rows and returned 1 as 'y'"):
         results(model, rows_of({"x": np.zeros((2, 3), np.float32)}, 1, 1))

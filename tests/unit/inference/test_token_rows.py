@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from modelfleet.bundle.manifest import Manifest, Task
 from modelfleet.inference.token_ids import check_token_ids
 from modelfleet.inference.tokens import TextUsage, Tokens
 from modelfleet.runtime.errors import InvalidInputError
@@ -44,12 +43,8 @@ def test_a_text_that_windows_cover_was_not_truncated() -> None:
     ]
 
 
-def manifest(vocabulary_size: int | None = 10) -> Manifest:
-    return Manifest(task=Task.EMBED, model="m.onnx", tokenizer="t.json", max_tokens=4, vocabulary_size=vocabulary_size)
-
-
 def test_token_ids_that_fit_the_model_pass() -> None:
-    check_token_ids(tokens([0, 9, 3], [2, 1], type_ids=[0, 1, 0]), manifest())
+    check_token_ids(tokens([0, 9, 3], [2, 1], type_ids=[0, 1, 0]), 4, 10, 2)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +62,7 @@ def test_token_ids_that_fit_the_model_pass() -> None:
 )
 def test_token_ids_that_cannot_be_run_are_refused(given: Tokens, field: str, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message) as raised:
-        check_token_ids(given, manifest())
+        check_token_ids(given, 4, 10, 2)
     assert raised.value.field == f"token_ids.{field}"
 
 
@@ -80,10 +75,10 @@ def test_token_ids_that_cannot_be_run_are_refused(given: Tokens, field: str, mes
 )
 def test_what_the_graph_has_no_vectors_of_is_refused(given: Tokens, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        check_token_ids(given, manifest(vocabulary_size=None), {"input_ids": 8, "token_type_ids": 2})
+        check_token_ids(given, 4, 8, 2)
 
 
 def test_without_a_known_vocabulary_only_negative_ids_are_refused() -> None:
-    check_token_ids(tokens([1_000_000], [1]), manifest(vocabulary_size=None))
+    check_token_ids(tokens([1_000_000], [1]), 4, None, None)
     with pytest.raises(InvalidInputError, match="which has no negative ids"):
-        check_token_ids(tokens([-1], [1]), manifest(vocabulary_size=None))
+        check_token_ids(tokens([-1], [1]), 4, None, None)

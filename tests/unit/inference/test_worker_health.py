@@ -16,11 +16,12 @@ from modelfleet.inference.batching import BatchLimits
 from modelfleet.inference.canary import Canary, Trial
 from modelfleet.inference.engine import Engine
 from modelfleet.inference.health import Health
+from modelfleet.inference.jobs import RowsFailedError
 from modelfleet.inference.models import TensorModel
 from modelfleet.inference.served_models import ServedModels
 from modelfleet.inference.session import Device
 from modelfleet.inference.states import VersionState
-from modelfleet.runtime.errors import FatalDeviceError, OverloadedError, SessionFailureError
+from modelfleet.runtime.errors import FatalDeviceError, OverloadedError
 
 FOR_EVER = 1e12
 
@@ -87,7 +88,7 @@ def raising(session: Any, error: Exception, *, device: Device = Device.CUDA) -> 
             raise error
 
     session._session = Broken()  # noqa: SLF001  the seam to ONNX Runtime
-    session._device = device  # noqa: SLF001
+    session.device = device
 
 
 async def until_canaries(worker: Worker, count: int) -> None:
@@ -114,7 +115,7 @@ async def test_a_worker_whose_canary_fails_has_failed(tmp_path: Path) -> None:
         raising(session, RuntimeError("Non-zero status code returned"), device=Device.CPU)
 
     async with watched(tmp_path, tamper=broken) as worker, asyncio.timeout(10):
-        with pytest.raises(SessionFailureError):
+        with pytest.raises(RowsFailedError, match="m@1 failed on this input"):
             await worker.ask(1)
         await worker.failed.wait()
 

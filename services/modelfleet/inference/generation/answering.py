@@ -283,5 +283,6 @@ def _checked_ids(ids: NDArray[np.int32], manifest: Manifest) -> NDArray[np.int32
         window_counts=np.ones(1, np.int32),
         token_counts=np.array([len(ids)], np.int32),
     )
-    check_token_ids(tokens, manifest)
+    assert manifest.max_tokens
+    check_token_ids(tokens, manifest.max_tokens, manifest.vocabulary_size, type_count=None)
     return ids

@@ -80,7 +80,7 @@ class GenerativeModel:
         self.record = ModelRecord()
         self.memory = SessionMemory()
         self.canary: Canary | None = None
-        self.unwatched = ""
+        self.notes = ""
         # A paged engine sizes its cache itself and lets requests wait for room.
         self.cache_tokens = (
             _UNLIMITED if self.session.paged else settings.cache_bytes // self.session.cache_bytes_per_token

@@ -94,6 +94,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. There is no pool of this name."""
     ERROR_REASON_KUBERNETES_UNREACHABLE: _ErrorReason.ValueType  # 28
     """UNAVAILABLE with RetryInfo. The manager cannot reach the Kubernetes API."""
+    ERROR_REASON_NOT_FINITE: _ErrorReason.ValueType  # 29
+    """INTERNAL. The model answered an input, which BadRequest names, with NaN or infinity. The other inputs of the request
+    can be answered.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs.
@@ -176,4 +180,8 @@ ERROR_REASON_POOL_NOT_FOUND: ErrorReason.ValueType  # 27
 """NOT_FOUND. There is no pool of this name."""
 ERROR_REASON_KUBERNETES_UNREACHABLE: ErrorReason.ValueType  # 28
 """UNAVAILABLE with RetryInfo. The manager cannot reach the Kubernetes API."""
+ERROR_REASON_NOT_FINITE: ErrorReason.ValueType  # 29
+"""INTERNAL. The model answered an input, which BadRequest names, with NaN or infinity. The other inputs of the request
+can be answered.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -61,6 +61,34 @@ TASK_TENSOR: Task.ValueType  # 6
 """Raw tensors, through the Open Inference Protocol."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
+class _Batching:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BatchingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Batching.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BATCHING_UNSPECIFIED: _Batching.ValueType  # 0
+    """Not known."""
+    BATCHING_PADDED: _Batching.ValueType  # 1
+    """Rows of different lengths, padded to the longest."""
+    BATCHING_SAME_SHAPE: _Batching.ValueType  # 2
+    """Only rows of equal lengths, or shapes."""
+    BATCHING_ALONE: _Batching.ValueType  # 3
+    """None: each row of a text model, and each request to a `tensor` model, has a run of its own."""
+
+class Batching(_Batching, metaclass=_BatchingEnumTypeWrapper):
+    """Which rows share a run of a graph."""
+
+BATCHING_UNSPECIFIED: Batching.ValueType  # 0
+"""Not known."""
+BATCHING_PADDED: Batching.ValueType  # 1
+"""Rows of different lengths, padded to the longest."""
+BATCHING_SAME_SHAPE: Batching.ValueType  # 2
+"""Only rows of equal lengths, or shapes."""
+BATCHING_ALONE: Batching.ValueType  # 3
+"""None: each row of a text model, and each request to a `tensor` model, has a run of its own."""
+Global___Batching: _TypeAlias = Batching  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -713,6 +741,8 @@ class ServedModel(_message.Message):
     MAX_BATCH_TOKENS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     TOKENIZER_DIGEST_FIELD_NUMBER: _builtins.int
+    BATCHING_FIELD_NUMBER: _builtins.int
+    BATCHING_DEVIATION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     model_version: _builtins.int
@@ -724,13 +754,21 @@ class ServedModel(_message.Message):
     state: _version_state_pb2.VersionState.ValueType
     """Where it is in its life on this worker. Only READY answers."""
     state_reason: _builtins.str
-    """Why, when FAILED. When READY: that it is evicted, or why no canary request watches it."""
+    """Why, when FAILED. When READY: that it is evicted, why its rows run alone, or why no canary request watches it."""
     max_tokens: _builtins.int
-    """Most tokens in one sequence; 0 for `tensor` models."""
+    """Most tokens in one sequence: what the bundle says, or less where the graph, once loaded, takes no more. 0 for
+    `tensor` models.
+    """
     max_batch_tokens: _builtins.int
     """Most padded tokens that share a batch."""
     tokenizer_digest: _builtins.str
     """Digest of the tokenizer, empty for `tensor` models."""
+    batching: Global___Batching.ValueType
+    """Which rows share a run, as was found when the version was loaded; unspecified until then, and for `generate`."""
+    batching_deviation: _builtins.float
+    """By how much answers in company were then found to differ from those alone, as a share of their largest magnitude.
+    About 1e-6 where only sums are rounded otherwise; quantized graphs have the scales of a whole batch.
+    """
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that name this version now, sorted."""
@@ -758,10 +796,12 @@ class ServedModel(_message.Message):
         max_batch_tokens: _builtins.int = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
         tokenizer_digest: _builtins.str = ...,
+        batching: Global___Batching.ValueType = ...,
+        batching_deviation: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "bundle_digest", b"bundle_digest", "labels", b"labels", "max_batch_tokens", b"max_batch_tokens", "max_tokens", b"max_tokens", "model", b"model", "model_version", b"model_version", "providers", b"providers", "state", b"state", "state_reason", b"state_reason", "task", b"task", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "batching", b"batching", "batching_deviation", b"batching_deviation", "bundle_digest", b"bundle_digest", "labels", b"labels", "max_batch_tokens", b"max_batch_tokens", "max_tokens", b"max_tokens", "model", b"model", "model_version", b"model_version", "providers", b"providers", "state", b"state", "state_reason", b"state_reason", "task", b"task", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

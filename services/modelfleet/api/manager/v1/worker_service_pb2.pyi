@@ -221,7 +221,7 @@ class VersionStatus(_message.Message):
     state: _version_state_pb2.VersionState.ValueType
     """Where it is in its life there."""
     reason: _builtins.str
-    """Why, when FAILED. When READY: that it is evicted, or why no canary request watches it."""
+    """Why, when FAILED. When READY: that it is evicted, why its rows run alone, or why no canary request watches it."""
     @_builtins.property
     def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Execution providers that the session runs on, in order of preference."""
@@ -300,7 +300,7 @@ class Traffic(_message.Message):
     """Requests that ended, failed ones included."""
     failure_count: _builtins.int
     """Requests that failed through no fault of the caller: INTERNAL, UNAVAILABLE from this worker itself, or inputs that a
-    graph refused, which may be the graph's fault.
+    graph refused of which no golden example shows that it takes any.
     """
     @_builtins.property
     def latency_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
