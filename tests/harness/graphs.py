@@ -130,6 +130,15 @@ def affine() -> ModelProto:
     )
 
 
+def logarithm() -> ModelProto:
+    """y = log(x), float [any, 1]: not finite where x is not positive."""
+    return _model(
+        [helper.make_node("Log", ["x"], ["y"])],
+        [_value("x", _FLOAT, ["batch", 1])],
+        [_value("y", _FLOAT, ["batch", 1])],
+    )
+
+
 def large(size: int) -> ModelProto:
     """As `affine`, with as many bytes of weights, all 0, of which the batch's size chooses one to add."""
     return _model(

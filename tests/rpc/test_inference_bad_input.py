@@ -14,15 +14,44 @@ from harness import graphs
 from harness.small_tokenizers import wordpiece_json
 from harness.worker import Worker, refused, running_worker, still_embeds
 from modelfleet.api.inference.v1 import inference_pb2 as pb
+from modelfleet.api.oip.v2 import open_inference_pb2 as oip
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2
 from modelfleet.bundle.manifest import Task
-from modelfleet.runtime.errors import ModelNotFoundError, NotServedHereError, SessionFailureError, WrongTaskError
+from modelfleet.runtime.errors import ModelNotFoundError, NotFiniteError, NotServedHereError, WrongTaskError
+from onnx import ModelProto, numpy_helper
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 INVALID = StatusCode.INVALID_ARGUMENT
 MAX_TEXTS = 100
 WITHOUT_SPECIAL_TOKENS = json.dumps({**json.loads(wordpiece_json()), "post_processor": None}).encode()
+_BEYOND = json.loads(wordpiece_json())
+_BEYOND["added_tokens"].append(
+    {
+        **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+        "id": graphs.VOCABULARY_SIZE,
+        "content": "<image_soft_token>",
+        "special": True,
+    }
+)
+WITH_TOKEN_BEYOND_THE_TABLE = json.dumps(_BEYOND).encode()
+TEXT_TASKS = (
+    (Task.EMBED, graphs.embedder),
+    (Task.CLASSIFY, graphs.classifier),
+    (Task.ENTITIES, graphs.labeller),
+    (Task.RERANK, graphs.cross_encoder),
+)
+
+
+def overflowing(graph: ModelProto) -> ModelProto:
+    """Let the word `mat` have a vector that is not finite in fp32."""
+    (table,) = (tensor for tensor in graph.graph.initializer if tensor.name == "table")
+    vectors = numpy_helper.to_array(table).copy()
+    vectors[json.loads(wordpiece_json())["model"]["vocab"]["mat"]] = np.inf
+    table.CopyFrom(numpy_helper.from_array(vectors, "table"))
+    return graph
+
+
 MODELS = {
     "bare@1": graphs.text_bundle(graphs.embedder(), Task.EMBED, tokenizer=WITHOUT_SPECIAL_TOKENS),
     "embedder@1": graphs.text_bundle(graphs.embedder(), Task.EMBED),
@@ -33,6 +62,10 @@ MODELS = {
     "labeller@1": graphs.text_bundle(graphs.labeller(), Task.ENTITIES),
     "reranker@1": graphs.text_bundle(graphs.cross_encoder(), Task.RERANK),
     "affine@1": graphs.tensor_bundle(graphs.affine()),
+    "special@1": graphs.text_bundle(graphs.embedder(), Task.EMBED, tokenizer=WITH_TOKEN_BEYOND_THE_TABLE),
+    **{f"overflowing-{task.value}@1": graphs.text_bundle(overflowing(make()), task) for task, make in TEXT_TASKS},
+    "logarithm@1": graphs.tensor_bundle(graphs.logarithm()),
+    "logarithm@2": graphs.tensor_bundle(graphs.logarithm(), allow_nan=True),
 }
 LONG = "the cat sat on the mat " * 5
 
@@ -61,9 +94,13 @@ WINDOWING = tokenizer_pb2.Windowing
     ("given", "field", "message"),
     [
         ({}, "texts", r"texts is empty\. Give at least one text"),
-        ({"texts": ["the", ""]}, "texts", r"texts\[1\] is empty\. Give at least one character"),
-        ({"texts": ["x" * 1_000_000]}, "texts", r"texts\[0\] has 1000000 bytes; a text has at most 524288\. Split it"),
-        ({"texts": ["😀" * 200_000]}, "texts", r"texts\[0\] has 800000 bytes"),
+        ({"texts": ["the", ""]}, "texts[1]", r"texts\[1\] is empty\. Give at least one character"),
+        (
+            {"texts": ["x" * 1_000_000]},
+            "texts[0]",
+            r"texts\[0\] has 1000000 bytes; a text has at most 524288\. Split it",
+        ),
+        ({"texts": ["😀" * 200_000]}, "texts[0]", r"texts\[0\] has 800000 bytes"),
         ({"texts": ["a"] * 10_000}, "texts", r"texts has 10000 texts; one request takes at most 100\. Send several"),
         ({"texts": ["a"], "model": "No Name"}, "model", r"'No Name' cannot name a model"),
         ({"texts": ["a"], "model": "embedder@"}, "model", r"'' cannot name an alias"),
@@ -130,11 +167,11 @@ async def test_embed_refuses(worker: Worker, given: dict[str, Any], field: str, 
             "min_score is nan",
         ),
         ("Rerank", pb.RerankRequest(model="reranker", query="a"), "documents", "documents is empty"),
-        ("Rerank", pb.RerankRequest(model="reranker", documents=["a"]), "query", r"query\[0\] is empty"),
+        ("Rerank", pb.RerankRequest(model="reranker", documents=["a"]), "query", r"query is empty"),
         (
             "Rerank",
             pb.RerankRequest(model="reranker", query="a", documents=["b", ""]),
-            "documents",
+            "documents[1]",
             r"documents\[1\] is empty",
         ),
         ("Rerank", pb.RerankRequest(model="reranker", query="a", documents=["b"], top_k=-2), "top_k", "top_k is -2"),
@@ -179,8 +216,68 @@ async def test_other_calls_refuse(worker: Worker, rpc: str, request_: Any, field
 async def test_a_text_of_which_the_tokenizer_leaves_nothing_is_refused(worker: Worker) -> None:
     await worker.inference.Embed(pb.EmbedRequest(model="bare", texts=["the"]))
     call = worker.inference.Embed(pb.EmbedRequest(model="bare", texts=["the", " \t", "cat"]))
-    await refused(worker, call, INVALID, r"texts\[1\] has no tokens: .*Leave it out", field="texts")
+    await refused(worker, call, INVALID, r"texts\[1\] has no tokens: .*Leave it out", field="texts[1]")
     await worker.inference.Embed(pb.EmbedRequest(model="bare", texts=["the"]))
+
+
+@pytest.mark.parametrize(
+    ("rpc", "request_type", "model", "field"),
+    [
+        ("Embed", pb.EmbedRequest, "embed", "texts"),
+        ("Classify", pb.ClassifyRequest, "classify", "texts"),
+        ("ExtractEntities", pb.ExtractEntitiesRequest, "entities", "texts"),
+        ("Rerank", pb.RerankRequest, "rerank", "documents"),
+    ],
+)
+async def test_an_answer_that_is_no_number_is_an_error_of_the_texts_that_have_it(
+    worker: Worker, rpc: str, request_type: Any, model: str, field: str
+) -> None:
+    def ask(*texts: str) -> Any:
+        query = {"query": "the"} if rpc == "Rerank" else {}
+        return getattr(worker.inference, rpc)(request_type(model=f"overflowing-{model}", **{field: texts}, **query))
+
+    error = await refused(
+        worker,
+        ask("the cat", "the mat", "cat", "mat"),
+        StatusCode.INTERNAL,
+        rf"^{field}\[1\], {field}\[3\]: overflowing-{model}@1 answers this input with NaN or infinity",
+    )
+
+    assert isinstance(error, NotFiniteError)
+    assert error.fields == (f"{field}[1]", f"{field}[3]")
+    assert error.indexes == (1, 3)
+    await ask("the cat", "cat")
+
+
+async def test_tensors_are_held_to_numbers_too_unless_the_manifest_allows_others(worker: Worker) -> None:
+    def ask(model: str, *values: float) -> Any:
+        request = oip.ModelInferRequest(model_name=model)
+        request.inputs.add(name="x", datatype="FP32", shape=[len(values), 1]).contents.fp32_contents.extend(values)
+        return worker.open_inference.ModelInfer(request)
+
+    message = r"^inputs\[1\]: logarithm@1 answers this input with NaN or infinity\. Set `allow_nan: true`"
+    error = await refused(worker, ask("logarithm@1", 1, -1, 2), StatusCode.INTERNAL, message)
+    assert error.indexes == (1,)
+
+    answer = await ask("logarithm@2", 1, 0, -1)
+    assert str(list(answer.outputs[0].contents.fp32_contents)) == "[0.0, -inf, nan]"
+
+
+async def test_a_token_that_the_model_has_no_vector_of_is_refused_and_counts_against_no_version(worker: Worker) -> None:
+    texts = ["the cat", "the <image_soft_token>", "mat"]
+    call = worker.inference.Embed(pb.EmbedRequest(model="special", texts=texts))
+
+    await refused(
+        worker,
+        call,
+        INVALID,
+        rf"^texts\[1\]: the token id {OUTSIDE} is outside the model's vocabulary, which has {OUTSIDE} ids, though",
+        field="texts[1]",
+    )
+
+    await worker.inference.Embed(pb.EmbedRequest(model="special", texts=[texts[0], texts[2]]))
+    statistics = await worker.open_inference.ModelStatistics(oip.ModelStatisticsRequest(name="special"))
+    assert statistics.model_stats[0].inference_stats.fail.count == 0
 
 
 async def test_a_model_that_nobody_knows_is_not_found(worker: Worker) -> None:
@@ -212,8 +309,13 @@ async def test_ids_that_only_the_session_knows_to_be_outside_fail_alone_and_leak
     request = pb.EmbedRequest(model="masked", **token_ids(packed(2, OUTSIDE, 3)))
     good = worker.inference.Embed(pb.EmbedRequest(model="masked", **token_ids()))
     call = worker.inference.Embed(request)
-    error = await refused(worker, call, StatusCode.INTERNAL, r"^masked@1 failed on this input\. The server's log")
-    assert isinstance(error, SessionFailureError)
+    await refused(
+        worker,
+        call,
+        INVALID,
+        r"^token_ids\[0\]: The graph of masked@1 cannot compute with the tokens of this input\. ",
+        field="token_ids[0]",
+    )
     vector = np.frombuffer((await good).vectors, "<f4")
     np.testing.assert_allclose(vector, 2 * graphs.VECTORS[[2, 5, 3]].mean(axis=0), atol=1e-5)
 

@@ -319,6 +319,8 @@ async def test_versions_are_listed_in_order_with_what_they_are(worker: Worker) -
     assert [f"{model.model}@{model.model_version}" for model in listed] == sorted(MODELS)
     by_key = {f"{model.model}@{model.model_version}": model for model in listed}
     sample = MODELS["classifier@2"].bundle
+    deviation = by_key["classifier@2"].batching_deviation
+    assert 0 <= deviation < 1e-5
     assert by_key["classifier@2"] == pb.ServedModel(
         model="classifier",
         model_version=2,
@@ -331,6 +333,8 @@ async def test_versions_are_listed_in_order_with_what_they_are(worker: Worker) -
         max_batch_tokens=512,
         labels=graphs.LABELS,
         tokenizer_digest=sample.tokenizer_digest,
+        batching=pb.BATCHING_PADDED,
+        batching_deviation=deviation,
     )
     assert by_key["classifier@1"].aliases == []
     assert (by_key["affine@1"].task, by_key["affine@1"].tokenizer_digest) == (pb.TASK_TENSOR, "")

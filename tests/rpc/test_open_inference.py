@@ -437,7 +437,7 @@ def with_one_raw_too_many() -> pb.ModelInferRequest:
         (asking_for("z"), "outputs", r"The model has no output 'z'\. Its outputs are y"),
         (with_one_raw_too_many(), "raw_input_contents", r"1 inputs and 2 raw_input_contents"),
         (bytes_input(b"", [0]), "texts", r"texts is empty"),
-        (text_request("embedder", text=["a", ""]), "texts", r"texts\[1\] is empty"),
+        (text_request("embedder", text=["a", ""]), "texts[1]", r"texts\[1\] is empty"),
         (text_request("embedder", text=["a"] * 101), "texts", r"101 texts; one request takes at most 100"),
         (request("affine@stable", "1", x=ONES), "model_name", r"cannot name an alias"),
         (request("", x=ONES), "model_name", r"'' cannot name a model"),

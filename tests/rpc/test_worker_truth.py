@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -183,13 +184,22 @@ async def test_failures_of_the_version_are_counted_wherever_they_happen_and_othe
 
 async def test_a_version_that_no_canary_watches_says_so_wherever_it_is_listed(tmp_path: Path) -> None:
     graph = graphs.affine()
-    graph.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "width"
+    graph.graph.node[-1].output[0] = "exact"
+    for operator, inputs, output, more in (
+        ("Equal", ["x", "one"], "is_one", {}),
+        ("Cast", ["is_one"], "ones", {"to": onnx.TensorProto.FLOAT}),
+        ("Sub", ["one", "ones"], "others", {}),
+        ("RandomNormalLike", ["exact"], "noise", {}),
+        ("Mul", ["noise", "others"], "noise_of_others", {}),
+        ("Add", ["exact", "noise_of_others"], "y", {}),
+    ):
+        graph.graph.node.append(onnx.helper.make_node(operator, inputs, [output], **more))
     async with running(tmp_path) as worker:
         await worker.manager.assign({"m@1": graphs.tensor_bundle(graph)}, {"m": 1})
 
         reason = (await worker.manager.reported("m@1", "READY")).reason
 
-        assert reason.startswith("neither warmed up nor watched: it has no golden examples, and it takes inputs of any")
+        assert "neither warmed up nor watched: it has no golden examples, and made-up inputs do not show" in reason
         (listed,) = await worker.client.served_models()
         assert listed.state_reason == reason
         assert await worker.answers()

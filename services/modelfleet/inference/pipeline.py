@@ -66,6 +66,11 @@ class TextInput:
     truncation: Truncation = Truncation.RIGHT
     stride: int | None = None
 
+    @property
+    def field(self) -> str:
+        """What the caller calls the list."""
+        return "texts" if self.tokens is None else "token_ids"
+
 
 class Pipeline:
     """Answers requests in the domain's words; servicers translate."""
@@ -98,7 +103,7 @@ class Pipeline:
         async with self._text_model(reference, Task.EMBED) as (version, model):
             _require_dimensions(dimensions, version, model.output.shape[-1])
             tokens = await self._tokens(version, model, text, deadline)
-            vectors = np.stack(await self._run(model, tokens, deadline))
+            vectors = np.stack(await self._run(model, tokens, deadline, text.field))
             _require_dimensions(dimensions, version, vectors.shape[1])  # not every graph says how many it has
             normalizes = model.manifest.normalize if normalize is None else normalize
             assembled = embed.assemble(
@@ -113,7 +118,7 @@ class Pipeline:
         _require_not_negative("top_k", top_k)
         async with self._text_model(reference, Task.CLASSIFY) as (version, model):
             tokens = await self._tokens(version, model, text, deadline)
-            rows = np.stack(await self._run(model, tokens, deadline))
+            rows = np.stack(await self._run(model, tokens, deadline, text.field))
             probabilities = windows.weighted_mean(rows, tokens.lengths, tokens.window_counts)
             rank = functools.partial(classify.all_ranked, probabilities, model.manifest.labels, top_k)
             labels = rank() if probabilities.size <= INLINE_SCORES else await asyncio.to_thread(rank)
@@ -127,7 +132,7 @@ class Pipeline:
             raise InvalidInputError(f"min_score is {min_score}. Give a number from 0 to 1.", field="min_score")
         async with self._text_model(reference, Task.ENTITIES) as (version, model):
             tokens = await self._tokens(version, model, text, deadline, with_offsets=True)
-            rows = await self._run(model, tokens, deadline)
+            rows = await self._run(model, tokens, deadline, text.field)
             extract = functools.partial(_entities, text.texts, tokens, rows, model.manifest.labels, min_score)
             found = extract() if len(tokens.ids) <= _INLINE_TOKENS else await asyncio.to_thread(extract)
         return Extracted(version, found, tokens.usage())
@@ -144,7 +149,7 @@ class Pipeline:
     ) -> Reranked:
         """Return the best `top_k` documents (0 for all) by relevance; `raw` scores are logits."""
         _require_not_negative("top_k", top_k)
-        self._limits.check_texts([query], field="query")
+        self._limits.check_text(query, field="query")
         async with self._text_model(reference, Task.RERANK) as (version, model):
             tokens = await self._tokens(version, model, documents, deadline, query=query)
             rows = np.stack(await self._run(model, tokens, deadline, "documents"))
@@ -262,7 +267,7 @@ class Pipeline:
         assert held
         return held.assigned.bundle
 
-    async def _run(self, model: TextModel, tokens: Tokens, deadline: float, field: str = "texts") -> list[Floats]:
+    async def _run(self, model: TextModel, tokens: Tokens, deadline: float, field: str) -> list[Floats]:
         try:
             return await self._engine.submit(model, tokens, tokens.lengths.tolist(), deadline=deadline)
         except RowsFailedError as failed:

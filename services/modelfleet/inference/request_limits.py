@@ -19,16 +19,18 @@ class RequestLimits:
             raise InvalidInputError(f"{field} is empty. Give at least one text.", field=field)
         self.check_count(len(texts), "texts", field=field)
         for index, text in enumerate(texts):
-            if not text:
-                name = f"{field}[{index}]"
-                raise InvalidInputError(f"{name} is empty. Give at least one character.", field=name)
             # A character has at most 4 bytes, so that short texts need not be encoded to be measured.
-            if 4 * len(text) > self.max_text_bytes and len(text.encode()) > self.max_text_bytes:
-                raise InvalidInputError(
-                    f"{field}[{index}] has {len(text.encode())} bytes; a text has at most "
-                    f"{self.max_text_bytes}. Split it.",
-                    field=f"{field}[{index}]",
-                )
+            if not text or 4 * len(text) > self.max_text_bytes:
+                self.check_text(text, field=f"{field}[{index}]")
+
+    def check_text(self, text: str, *, field: str) -> None:
+        """Raise InvalidInputError for a text that is empty or too large."""
+        if not text:
+            raise InvalidInputError(f"{field} is empty. Give at least one character.", field=field)
+        if (size := len(text.encode())) > self.max_text_bytes:
+            raise InvalidInputError(
+                f"{field} has {size} bytes; a text has at most {self.max_text_bytes}. Split it.", field=field
+            )
 
     def check_count(self, count: int, of: str, *, field: str) -> None:
         """Raise InvalidInputError for too many of something that counts as texts do."""

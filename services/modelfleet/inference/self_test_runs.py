@@ -58,6 +58,8 @@ class SelfTestRuns:
 
     def __exit__(self, *_: object) -> None:
         self._engine.detach(self)
+        # An unloaded model is to be gone at once: who listens, and tracebacks, know it too.
+        self.on_ran, self._refused = lambda _: None, None
 
     async def answers(self, payload: Any, lengths: Sequence[int]) -> Answers:
         """
