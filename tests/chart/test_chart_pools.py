@@ -219,8 +219,17 @@ def test_an_autoscaled_pool_says_so_to_the_manager() -> None:
         rendered = render({"inference": {"pools": {"default": {"autoscaling": autoscaling}}}})
         return rendered.one("Deployment", "pool-default")["metadata"]["annotations"]
 
-    assert annotations() == {"modelfleet.dev/gpu-resource": "nvidia.com/gpu"}
-    assert annotations(enabled=True)["modelfleet.dev/autoscaler"] == "hpa"
+    gpu = {"modelfleet.dev/gpu-resource": "nvidia.com/gpu"}
+    assert annotations() == {**gpu, "modelfleet.dev/replicas": "release"}
+    assert annotations(enabled=True) == {**gpu, "modelfleet.dev/autoscaler": "hpa"}
+
+
+def test_a_pool_says_to_the_manager_whether_the_release_sets_its_number() -> None:
+    def told(pool: dict) -> object:
+        rendered = render({"inference": {"pools": {"default": pool}}})
+        return rendered.one("Deployment", "pool-default")["metadata"]["annotations"].get("modelfleet.dev/replicas")
+
+    assert (told({}), told({"manageReplicas": False})) == ("release", None)
 
 
 def test_defaults_of_pools_hold_for_each_pool_that_says_nothing_else() -> None:

@@ -24,7 +24,7 @@ from modelfleet.runtime.errors import Reason
 from modelfleet_tools.__main__ import app
 from typer.testing import CliRunner
 
-MANIFESTS = render({"inference": {"pools": {"default": {"replicas": 1}}}})
+MANIFESTS = render({"inference": {"pools": {"default": {"manageReplicas": False}}}})
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ async def running(data_dir: Path, **settings: str) -> AsyncIterator[Manager]:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(managing(Settings(data_dir=data_dir, **quick, **settings)))
         address = f"127.0.0.1:{server.port}"
-        channel = await stack.enter_async_context(open_async_channel(address, retry=False))
+        channel = await stack.enter_async_context(open_async_channel(address, attempts=1))
         yield Manager(address, PoolServiceStub(channel), WorkerServiceStub(channel))
 
 

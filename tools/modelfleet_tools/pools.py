@@ -93,7 +93,7 @@ def scale(
     """
     Change how many workers a pool has. Workers that go drain first.
 
-    A pool that an autoscaler scales is left to it. An upgrade of a release that fixes the number changes it again.
+    A pool whose number of workers is set by an autoscaler or by its Helm release is left to that.
 
     Example: modelfleet pools scale default 4 --wait
     """

@@ -22,7 +22,12 @@ from modelfleet.runtime.errors import (
 )
 
 MANIFESTS = render(
-    {"inference": {"pools": {"default": {"replicas": 2}, "spare": {"device": "cpu", "gpu": {"count": 0}}}}}
+    {
+        "inference": {
+            "poolDefaults": {"manageReplicas": False},
+            "pools": {"default": {}, "spare": {"device": "cpu", "gpu": {"count": 0}}},
+        }
+    }
 )
 RULES = MANIFESTS.one("Role", "manager")["rules"]
 SELECTOR = str(MANIFESTS.environment("manager")["MODELFLEET_POOL_SELECTOR"])
@@ -31,7 +36,7 @@ SELECTOR = str(MANIFESTS.environment("manager")["MODELFLEET_POOL_SELECTOR"])
 def deployment(pool: str = "default", **status: object) -> Json:
     """The chart's own Deployment, as the API would return it."""
     found: Json = json.loads(json.dumps(MANIFESTS.one("Deployment", f"pool-{pool}")))
-    return {**found, "status": status}
+    return {**found, "spec": {**found["spec"], "replicas": 2}, "status": status}
 
 
 def pod(name: str, pool: str = "default", *, node: str = "node-1", ready: bool = True, **status: object) -> Json:
@@ -262,6 +267,19 @@ async def test_a_pool_with_an_autoscaler_is_left_to_it(api: KubernetesApi) -> No
     assert not api.seen("patch", "deployments/scale")
 
 
+async def test_a_pool_whose_release_sets_its_number_is_left_to_it(api: KubernetesApi) -> None:
+    """Server-side apply would end the release's next upgrade in a conflict, with some objects applied."""
+    managed = render({"inference": {"pools": {"default": {"replicas": 2}}}}).one("Deployment", "pool-default")
+    await api.put("deployments", {**json.loads(json.dumps(managed)), "status": {}})
+
+    async with watching(api) as pools:
+        await until(len, pools)
+        with pytest.raises(StateConflictError, match=r"set by its Helm release. Set inference.pools.default.replicas"):
+            await pools.scale("default", 5)
+
+    assert not api.seen("patch", "deployments/scale")
+
+
 async def test_a_pool_that_cannot_have_its_workers_says_why(api: KubernetesApi) -> None:
     quota = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: gpus"}
     await api.put("deployments", deployment(conditions=[quota]))
@@ -393,7 +411,12 @@ async def test_an_impossible_number_is_refused(api: KubernetesApi, replicas: int
 @pytest.mark.parametrize(
     ("failure", "error", "message"),
     [
-        (Failure(403), StateConflictError, "its Role lacks `patch` on `deployments/scale`"),
+        (
+            Failure(401),
+            StateConflictError,
+            "answered 401. It does not take the manager's token.*delete the manager's pod",
+        ),
+        (Failure(403), StateConflictError, "answered 403. The manager's Role lacks .*`patch` on deployments/scale"),
         (Failure(404), PoolNotFoundError, "was deleted"),
         (Failure(409), StateConflictError, "refuses to scale default"),
         (Failure(429, headers={"Retry-After": "7"}), OverloadedError, "busy"),
@@ -440,7 +463,7 @@ async def test_without_the_role_pools_stay_unknown() -> None:
                     break
                 await asyncio.sleep(0.01)
 
-    assert "the manager's Role is missing" in message
+    assert "The manager's Role lacks" in message
 
 
 async def refusal(pools: KubernetesPools) -> str:

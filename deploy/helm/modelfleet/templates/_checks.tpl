@@ -32,6 +32,7 @@
 {{- fail (printf "The pool's name %q is not one: use up to 20 lower-case letters, digits and hyphens, with no hyphen at the ends." $name) -}}
 {{- end -}}
 {{- include "modelfleet.poolChecks" (dict "name" $name "pool" $pool) -}}
+{{- include "modelfleet.scaleCheck" (dict "root" $ "name" $name "pool" $pool) -}}
 {{- $where := get (dict "hostPath" $pool.cache.hostPath "persistentVolumeClaim" $pool.cache.existingClaim) $pool.cache.kind -}}
 {{- if $where -}}
 {{- $cache := printf "%s %s" $pool.cache.kind $where -}}
@@ -117,6 +118,24 @@
 {{- end -}}
 {{- if and (eq (int .minReplicas) 0) (not .activationQuery) -}}
 {{- fail (printf "%s has autoscaling.minReplicas 0, but with no worker there is no queue that could wake it. Set autoscaling.activationQuery, or minReplicas to 1." $where) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+A number of workers that ScalePool has set belongs to the manager: an upgrade that sets another ends half-way in a
+conflict. Seen only where there is a cluster to look at. Takes root, name, pool.
+*/}}
+{{- define "modelfleet.scaleCheck" -}}
+{{- if and .pool.manageReplicas (not .pool.autoscaling.enabled) -}}
+{{- $deployment := printf "%s-pool-%s" (include "modelfleet.fullname" .root) .name -}}
+{{- with lookup "apps/v1" "Deployment" .root.Release.Namespace $deployment -}}
+{{- $live := int .spec.replicas -}}
+{{- range .metadata.managedFields -}}
+{{- if and (eq .manager "modelfleet-manager") (ne $live (int $.pool.replicas)) -}}
+{{- fail (printf "inference.pools.%s has %d workers by `modelfleet pools scale`, and the release sets %d. Run `modelfleet pools scale %s %d` first, or set its manageReplicas to false." $.name $live (int $.pool.replicas) $.name (int $.pool.replicas)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -26,6 +26,17 @@ from modelfleet.runtime.errors import (
 _MERGE_PATCH = "application/merge-patch+json"
 _CALL_TIMEOUT_S = 15.0
 
+_REMEDIES = {
+    HTTPStatus.UNAUTHORIZED: (
+        "It does not take the manager's token, as after its ServiceAccount was made anew: delete the manager's pod, so "
+        "that its successor has a new one."
+    ),
+    HTTPStatus.FORBIDDEN: (
+        "The manager's Role lacks `list` and `watch` on deployments and pods, or `patch` on deployments/scale: install "
+        "the chart with manager.rbac.create."
+    ),
+}
+
 
 @asynccontextmanager
 async def kubernetes_client() -> AsyncIterator[ApiClient]:
@@ -84,7 +95,7 @@ class KubernetesPools:
         return tuple(self._known())
 
     async def scale(self, pool: str, replicas: int) -> Pool:
-        """Patch the scale of the pool's Deployment and nothing else of it, unless the pool has an autoscaler."""
+        """Patch the scale of the pool's Deployment and nothing else of it, unless something else sets the number."""
         check_replicas(replicas)
         known = self._known()
         found = find_pool(tuple(known), pool)
@@ -92,6 +103,12 @@ class KubernetesPools:
             raise StateConflictError(
                 f"{pool} is scaled by an autoscaler ({found.autoscaler}), which would change the number again. Change "
                 f"inference.pools.{pool}.autoscaling of its release instead."
+            )
+        if found.scaled_by_release:
+            # Kubernetes would take the number for the manager's, and the release's next upgrade end in a conflict.
+            raise StateConflictError(
+                f"The number of workers of {pool} is set by its Helm release. Set inference.pools.{pool}.replicas "
+                f"there, or inference.pools.{pool}.manageReplicas=false to scale it here."
             )
         try:
             scale = await self._apps.patch_namespaced_deployment_scale(
@@ -115,9 +132,10 @@ class KubernetesPools:
         deployments_time, pods_time = self._deployments.observe_time, self._pods.observe_time
         if deployments_time is None or pods_time is None:
             problem = self._deployments.problem or self._pods.problem or "nothing yet"
+            known = (remedy for status, remedy in _REMEDIES.items() if problem.startswith(str(int(status))))
+            remedy = next(known, "Try again.")
             raise KubernetesUnreachableError(
-                f"Pools are not known: since the manager started, the Kubernetes API has answered {problem}. "
-                "Try again; 403 says that the manager's Role is missing."
+                f"Pools are not known: since the manager started, the Kubernetes API has answered {problem}. {remedy}"
             )
         both = min(deployments_time, pods_time)
         return dict(pools_of(self._deployments.objects.values(), self._pods.objects.values(), both))
@@ -128,10 +146,10 @@ def _explained(error: ApiException, pool: str) -> ModelfleetError:
     match error.status:
         case HTTPStatus.NOT_FOUND:
             return PoolNotFoundError(f"The Deployment of pool {pool!r} was deleted.", field="pool")
-        case HTTPStatus.FORBIDDEN:
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN as status:
             return StateConflictError(
-                f"The manager may not scale {pool}: its Role lacks `patch` on `deployments/scale`. "
-                "Install the chart with manager.rbac.create."
+                f"The manager may not scale {pool}: the Kubernetes API answered {status}. "
+                + _REMEDIES[HTTPStatus(status)]
             )
         case HTTPStatus.CONFLICT | HTTPStatus.UNPROCESSABLE_ENTITY:
             return StateConflictError(f"Kubernetes refuses to scale {pool}: {error.reason}.")

@@ -37,6 +37,8 @@ class Pool:
     problem: str = ""
     autoscaler: str = ""
     """What changes the number of workers by itself, empty for nothing."""
+    scaled_by_release: bool = False
+    """Whether its Helm release sets the number of workers."""
 
 
 class Pools(Protocol):

@@ -12,6 +12,8 @@ POOL_LABEL = "modelfleet.dev/pool"
 # What the chart says of a pool on its Deployment.
 GPU_RESOURCE = "modelfleet.dev/gpu-resource"
 AUTOSCALER = "modelfleet.dev/autoscaler"
+REPLICAS = "modelfleet.dev/replicas"
+_BY_RELEASE = "release"
 
 # A mesh may put its own container before it.
 _CONTAINER = "inference"
@@ -56,6 +58,7 @@ def _pool(name: str, deployment: ApiObject, pods: list[ApiObject], observe_time:
         images=tuple(sorted({_image(template), *(worker.image for worker in workers)})),
         problem=problem,
         autoscaler=annotations.get(AUTOSCALER, ""),
+        scaled_by_release=annotations.get(REPLICAS) == _BY_RELEASE,
     )
 
 

@@ -79,9 +79,9 @@ class PoolServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ScalePool(self, request, context):
-        """Changes how many workers a pool shall have, and returns before they come or go. Workers that go drain first. A
-        release that fixes its number of workers changes it again when it is upgraded.
-        FAILED_PRECONDITION: the manager may not scale this pool, since an autoscaler does or its Role does not allow it.
+        """Changes how many workers a pool shall have, and returns before they come or go. Workers that go drain first.
+        FAILED_PRECONDITION: the manager may not scale this pool, since an autoscaler or its Helm release does, or its Role
+        does not allow it.
         RESOURCE_EXHAUSTED: the Kubernetes API turned the call away (with RetryInfo).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -43,9 +43,9 @@ class PoolServiceStub:
     GetPool: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.GetPoolRequest, _pool_service_pb2.GetPoolResponse]
     """Returns a pool with its workers."""
     ScalePool: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.ScalePoolRequest, _pool_service_pb2.ScalePoolResponse]
-    """Changes how many workers a pool shall have, and returns before they come or go. Workers that go drain first. A
-    release that fixes its number of workers changes it again when it is upgraded.
-    FAILED_PRECONDITION: the manager may not scale this pool, since an autoscaler does or its Role does not allow it.
+    """Changes how many workers a pool shall have, and returns before they come or go. Workers that go drain first.
+    FAILED_PRECONDITION: the manager may not scale this pool, since an autoscaler or its Helm release does, or its Role
+    does not allow it.
     RESOURCE_EXHAUSTED: the Kubernetes API turned the call away (with RetryInfo).
     """
 
@@ -64,9 +64,9 @@ class PoolServiceAsyncStub(PoolServiceStub):
     GetPool: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.GetPoolRequest, _pool_service_pb2.GetPoolResponse]  # type: ignore[assignment]
     """Returns a pool with its workers."""
     ScalePool: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.ScalePoolRequest, _pool_service_pb2.ScalePoolResponse]  # type: ignore[assignment]
-    """Changes how many workers a pool shall have, and returns before they come or go. Workers that go drain first. A
-    release that fixes its number of workers changes it again when it is upgraded.
-    FAILED_PRECONDITION: the manager may not scale this pool, since an autoscaler does or its Role does not allow it.
+    """Changes how many workers a pool shall have, and returns before they come or go. Workers that go drain first.
+    FAILED_PRECONDITION: the manager may not scale this pool, since an autoscaler or its Helm release does, or its Role
+    does not allow it.
     RESOURCE_EXHAUSTED: the Kubernetes API turned the call away (with RetryInfo).
     """
 
@@ -100,9 +100,9 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pool_service_pb2.ScalePoolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pool_service_pb2.ScalePoolResponse, _abc.Awaitable[_pool_service_pb2.ScalePoolResponse]]:
-        """Changes how many workers a pool shall have, and returns before they come or go. Workers that go drain first. A
-        release that fixes its number of workers changes it again when it is upgraded.
-        FAILED_PRECONDITION: the manager may not scale this pool, since an autoscaler does or its Role does not allow it.
+        """Changes how many workers a pool shall have, and returns before they come or go. Workers that go drain first.
+        FAILED_PRECONDITION: the manager may not scale this pool, since an autoscaler or its Helm release does, or its Role
+        does not allow it.
         RESOURCE_EXHAUSTED: the Kubernetes API turned the call away (with RetryInfo).
         """
 
