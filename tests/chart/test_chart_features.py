@@ -27,8 +27,45 @@ def test_the_grace_period_covers_the_drain(name: str) -> None:
 
     assert pod["terminationGracePeriodSeconds"] == 3 + 7 + 100 + 10
     assert pod["containers"][0]["lifecycle"]["preStop"] == {"sleep": {"seconds": 3}}
-    assert rendered.environment(name)["MODELFLEET_DRAIN_DELAY_S"] == "7"
+    # A manager on SQLite ends before its successor starts: nobody could move away meanwhile.
+    assert rendered.environment(name)["MODELFLEET_DRAIN_DELAY_S"] == ("0" if name == "manager" else "7")
     assert rendered.environment(name)["MODELFLEET_DRAIN_TIMEOUT_S"] == "100"
+
+
+def test_a_manager_with_successors_beside_it_drains_like_the_others() -> None:
+    rendered = render_file(CHART / "examples" / "production.yaml")
+
+    assert rendered.environment("manager")["MODELFLEET_DRAIN_DELAY_S"] == "40"
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_age_of_connections_and_sizes_of_calls_are_settings(name: str) -> None:
+    values = {"maxAgeSeconds": 2.5, "maxMessageBytes": 1 << 30, "maxMetadataBytes": 1 << 20}
+    variables = render({"connections": values}).environment(name)
+
+    assert variables["MODELFLEET_MAX_CONNECTION_AGE_S"] == "2.5"
+    assert variables["MODELFLEET_MAX_MESSAGE_BYTES"] == "1073741824"
+    assert variables["MODELFLEET_MAX_METADATA_BYTES"] == "1048576"
+
+
+def test_managers_and_tokenizers_go_before_workers_which_wait_for_them() -> None:
+    rendered = render()
+    (made,) = rendered.of("PriorityClass").values()
+    classes = {name: rendered.one("Deployment", name)["spec"]["template"]["spec"] for name in SERVERS}
+
+    assert made["value"] > 0
+    assert classes["manager"]["priorityClassName"] == made["metadata"]["name"] == "ml-demo-modelfleet"
+    assert classes["tokenizer"]["priorityClassName"] == made["metadata"]["name"]
+    assert "priorityClassName" not in classes["pool-default"]
+
+
+def test_whoever_may_make_no_priority_class_names_one_or_none() -> None:
+    without = render({"priorityClass": {"create": False}})
+    named = render({"priorityClass": {"create": False}, "manager": {"priorityClassName": "high"}})
+
+    assert not without.of("PriorityClass")
+    assert "priorityClassName" not in without.one("Deployment", "manager")["spec"]["template"]["spec"]
+    assert named.one("Deployment", "manager")["spec"]["template"]["spec"]["priorityClassName"] == "high"
 
 
 @pytest.mark.parametrize(

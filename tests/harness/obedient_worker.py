@@ -76,7 +76,7 @@ class ObedientWorker:
     @asynccontextmanager
     async def working_for(self, address: str) -> AsyncIterator["ObedientWorker"]:
         """Watch and report until the block ends, whatever becomes of the manager; the block begins after a report."""
-        async with open_async_channel(address, retry=False) as channel:
+        async with open_async_channel(address, attempts=1) as channel:
             stub = WorkerServiceStub(channel)
             tasks = [asyncio.create_task(self._watch(stub)), asyncio.create_task(self._report(stub))]
             try:

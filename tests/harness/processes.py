@@ -35,7 +35,9 @@ class ServiceProcess:
 @contextmanager
 def service_process(*arguments: str) -> Iterator[ServiceProcess]:
     """Run Python with `arguments` until the block ends, from when it listens on; what still runs then is killed."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}  # finds the servers of the harness too
+    # Finds the servers of the harness too.
+    paths = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with subprocess.Popen(
         [sys.executable, *arguments], env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

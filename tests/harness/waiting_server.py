@@ -6,7 +6,7 @@ import sys
 from modelfleet.api.manager.v1 import model_service_pb2 as pb
 from modelfleet.api.manager.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from modelfleet.runtime.server import Server, run, until_signalled
-from modelfleet.runtime.settings import ServerSettings
+from modelfleet.runtime.settings import ServerSettings, read_settings
 
 from harness.scripted import Scripted
 
@@ -26,5 +26,6 @@ async def serve(settings: ServerSettings) -> None:
 
 
 if __name__ == "__main__":
-    settings = ServerSettings(host="127.0.0.1", drain_delay_s=1, drain_timeout_s=30)
+    flags = ["--host=127.0.0.1", "--drain-delay-s=1", "--drain-timeout-s=30", *sys.argv[1:]]
+    settings = read_settings(ServerSettings, "waiting", "A server whose calls wait.", arguments=flags)
     run(lambda: serve(settings), settings, "waiting")

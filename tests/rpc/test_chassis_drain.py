@@ -53,6 +53,36 @@ def test_on_a_signal_watchers_hear_first_then_new_calls_are_refused_and_running_
     assert refused.code() is grpc.StatusCode.UNAVAILABLE
 
 
+def test_a_server_that_was_told_to_stop_goes_on_serving_before_it_says_otherwise() -> None:
+    """
+    Who knows it by a name alone finds its successor meanwhile.
+
+    Health says NOT_SERVING at the end, since gRPC looks no name up for that.
+    """
+    with (
+        service_process("-m", "harness.waiting_server", "--drain-delay-s=3") as service,
+        grpc.insecure_channel(f"127.0.0.1:{service.port}", options=[("grpc.enable_retries", 0)]) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watch).status == SERVING
+
+        service.process.terminate()
+        until_logged(service, "draining")
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=5).status == SERVING
+        assert ModelServiceStub(channel).GetModel(pb.GetModelRequest(model="late"), timeout=5).model.model == "late"
+
+        assert next(watch).status == NOT_SERVING
+        assert service.process.wait(timeout=30) == 0
+
+
+def until_logged(service: ServiceProcess, event: str) -> None:
+    """Return once the server has logged an event."""
+    give_up = time.monotonic() + 30
+    while not any(found["event"] == event for found in service.events):
+        assert time.monotonic() < give_up
+
+
 def until_in_flight(service: ServiceProcess) -> None:
     """Return once the server counts a call under way."""
     give_up = time.monotonic() + 30

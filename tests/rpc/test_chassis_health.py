@@ -127,7 +127,7 @@ async def test_an_unknown_service_is_not_found(server: Server) -> None:
 
 
 async def test_our_channels_send_no_calls_to_a_server_that_is_not_ready(server: Server) -> None:
-    async with open_async_channel(f"127.0.0.1:{server.port}", retry=False) as channel:
+    async with open_async_channel(f"127.0.0.1:{server.port}", attempts=1) as channel:
         call = channel.unary_unary(f"/{SERVICE}/GetModel")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call(b"")

@@ -47,7 +47,7 @@ async def manager(tmp_path: Path, postgres: Postgres, bucket: Bucket) -> AsyncIt
 
 @pytest.fixture
 async def worker(manager: Manager) -> AsyncIterator[ManagerClient]:
-    async with open_async_channel(manager.address, retry=False) as channel:
+    async with open_async_channel(manager.address, attempts=1) as channel:
         yield ManagerClient(channel, worker="w", pool="p")
 
 
@@ -164,7 +164,7 @@ async def test_worker_asks_the_manager_for_what_the_store_does_not_give(tmp_path
             manager = Elsewhere(url)
             async with (
                 serving(lambda server, manager=manager: add_ModelServiceServicer_to_server(manager, server)) as address,
-                open_async_channel(address, retry=False) as channel,
+                open_async_channel(address, attempts=1) as channel,
             ):
                 cache = Cache(tmp_path / f"cache-{url.replace('/', '-')}")
                 worker = ManagerClient(channel, worker="w", pool="p")

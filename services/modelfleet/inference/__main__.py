@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from modelfleet.api.inference.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from modelfleet.api.oip.v2.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from modelfleet.client.channel import open_async_channel
+from modelfleet.client.channel import open_hop
 from modelfleet.inference.agent import Agent
 from modelfleet.inference.batching import BatchLimits
 from modelfleet.inference.cache import Cache
@@ -121,8 +122,8 @@ class Settings(ServerSettings):
 async def working(settings: Settings) -> AsyncIterator[Server]:
     """Serve until the block ends, then drain."""
     async with (
-        open_async_channel(settings.manager, retry=False) as manager_channel,
-        open_async_channel(settings.tokenizer, retry=False) as tokenizer_channel,
+        open_hop(settings.manager, max_message_bytes=settings.max_message_bytes) as manager_channel,
+        open_hop(settings.tokenizer, max_message_bytes=settings.max_message_bytes) as tokenizer_channel,
         _engine(settings) as engine,
     ):
         cache = Cache(settings.cache_dir)
@@ -183,8 +184,7 @@ async def working(settings: Settings) -> AsyncIterator[Server]:
         finally:
             ready_task.cancel()
             health_task.cancel()
-            open_inference.ready = False
-            await server.drain()
+            await server.drain(partial(_leave, open_inference))
             agent_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await agent_task
@@ -211,6 +211,10 @@ def _stop_if_failed(agent: asyncio.Task[None]) -> None:
 async def _fail(server: Server, open_inference: OpenInferenceServicer) -> None:
     open_inference.live = open_inference.ready = False
     await server.fail()
+
+
+async def _leave(open_inference: OpenInferenceServicer) -> None:
+    open_inference.ready = False
 
 
 async def _say_ready(agent: Agent, server: Server, open_inference: OpenInferenceServicer) -> None:

@@ -144,8 +144,8 @@ async def managing(settings: Settings) -> AsyncIterator[Server]:
             for task in (collecting, controlling):
                 task.cancel()
             await asyncio.wait([collecting, controlling])
-            await assignments.close()  # watches never end by themselves, and the drain waits for running calls
-            await server.drain()
+            # Watches never end by themselves, and the drain waits for running calls.
+            await server.drain(assignments.close)
             prometheus_client.REGISTRY.unregister(collector)
     await asyncio.to_thread(database.close)
 

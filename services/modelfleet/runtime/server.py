@@ -22,9 +22,14 @@ from modelfleet.runtime.tracing import configure_tracing
 _log = structlog.get_logger()
 
 _GIVE_UP_S = 1.0
+_NOTICE_S = 2.0
+# What gRPC itself would drop unsaid: calls that wait for the event loop, by default those beyond 1,000 at once or 30 s
+# old. Here they are answered, or refused in words by `max_concurrent_calls` and by their own deadlines.
+_MOST_WAITING_CALLS = 2**31 - 1
+_LONGEST_WAIT_S = 3600
 
 READINESS = ""
-"""The service of grpc.health.v1 that says whether to send requests here; NOT_SERVING from the start of a drain."""
+"""The service of grpc.health.v1 that says whether to send requests here; NOT_SERVING at the end of a drain's delay."""
 LIVENESS = "liveness"
 """The service of grpc.health.v1 that says whether the process is worth keeping; SERVING also while it drains."""
 
@@ -74,12 +79,23 @@ class Server:
         self._ending = True
         await self._health.set(LIVENESS, _status(serving=False))
 
-    async def drain(self) -> None:
-        """Say NOT_SERVING, refuse new calls, let running calls finish for a time, end the rest, stop. In that order."""
+    async def drain(self, leaving: Callable[[], Awaitable[None]] | None = None) -> None:
+        """
+        Go on serving for a time, say NOT_SERVING, refuse new calls, let running calls finish, end the rest, stop.
+
+        `leaving` is awaited where health begins to say NOT_SERVING.
+        """
         _log.info("draining", delay_s=self._settings.drain_delay_s, timeout_s=self._settings.drain_timeout_s)
+        # Clients that know names look them up when a connection reaches its age, and then find the successor. Health
+        # would send them nowhere: gRPC does not look a name up for NOT_SERVING. It is for those who know several
+        # addresses, and they hear of it at once.
+        notice_s = min(_NOTICE_S, self._settings.drain_delay_s)
+        await asyncio.sleep(self._settings.drain_delay_s - notice_s)  # a pause that is asked for
+        if leaving:
+            await leaving()
         await self.set_serving(serving=False)
         self._ending = True
-        await asyncio.sleep(self._settings.drain_delay_s)  # a pause that is asked for, not a wait for something
+        await asyncio.sleep(notice_s)
         self._admission.draining = True
         deadline = time.monotonic() + self._settings.drain_timeout_s
         # gRPC answers some calls that come while it stops with CANCELLED, which no client retries: it is stopped only
@@ -103,6 +119,12 @@ def _options(settings: ServerSettings) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.server.max_pending_requests", _MOST_WAITING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MOST_WAITING_CALLS),
+        ("grpc.server_max_unrequested_time_in_server", _LONGEST_WAIT_S),
+        # gRPC varies the age by a tenth, so that connections made together do not end together.
         # Without a limit of grace, which is cut off mid-call: pushes, downloads and streams of text may take long.
         ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)),
         ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),

@@ -38,12 +38,16 @@ class ServerSettings(BaseSettings):
     """Largest message taken or sent."""
     max_concurrent_calls: int = Field(default=1024, ge=1)
     """Calls under way at once; one more is answered RESOURCE_EXHAUSTED. Health checks are not counted."""
-    max_connection_age_s: float = Field(default=300, gt=0)
-    """Age at which a connection takes no new calls, so that clients find replicas that came later. Its calls go on."""
+    max_metadata_bytes: int = Field(default=64 << 10, ge=8 << 10, lt=2**31)
+    """Largest metadata (headers) of a call."""
+    max_connection_age_s: float = Field(default=8, gt=0)
+    """Age at which a connection takes no new calls: its client looks names up and connects anew, which finds replicas
+    that came later. Calls under way go on."""
     keepalive_s: float = Field(default=30, gt=0)
     """Pause after which an idle connection is pinged."""
     drain_delay_s: float = Field(default=5, ge=0)
-    """On SIGTERM: how long health says NOT_SERVING before new calls are refused, for clients to move away."""
+    """On SIGTERM: how long new calls are still answered, for clients to find others. Health says NOT_SERVING for the
+    last 2 s of it."""
     drain_timeout_s: float = Field(default=30, ge=0)
     """On SIGTERM: how long calls under way may take to finish after that."""
 

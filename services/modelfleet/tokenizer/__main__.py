@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2_grpc
-from modelfleet.client.channel import open_async_channel
+from modelfleet.client.channel import open_hop
 from modelfleet.runtime.cpus import available_cpus
 from modelfleet.runtime.server import Server, run, until_signalled
 from modelfleet.runtime.settings import ServerSettings, read_settings
@@ -62,7 +62,7 @@ async def tokenizing(settings: Settings) -> AsyncIterator[Server]:
     disk = DiskCache(settings.cache_dir.expanduser() / "tokenizers", settings.cached_files)
     limits = Limits(max_texts=settings.max_texts, max_text_bytes=settings.max_text_bytes)
     threads = EncodingThreads(settings.encoder_threads)
-    async with open_async_channel(settings.manager, retry=False) as channel:
+    async with open_hop(settings.manager, max_message_bytes=settings.max_message_bytes) as channel:
         manager = ManagerClient(channel, timeout_s=settings.manager_timeout_s, max_bytes=settings.max_tokenizer_bytes)
         store = TokenizerStore(manager.fetch, disk, settings.cached_tokenizers)
         prefetching = Prefetching(manager.needed, store.hold)

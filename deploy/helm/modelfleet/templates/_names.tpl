@@ -72,3 +72,8 @@ dns:///{{ include "modelfleet.fullname" .root }}-{{ .component }}-headless.{{ .r
 {{ $repository }}:{{ default $tag .image.tag }}
 {{- end -}}
 {{- end -}}
+
+{{/* Of all releases in the cluster, since the object is of no namespace. */}}
+{{- define "modelfleet.priorityClassName" -}}
+{{- if .Values.priorityClass.create }}{{ printf "%s-%s" .Release.Namespace (include "modelfleet.fullname" .) }}{{ end -}}
+{{- end -}}

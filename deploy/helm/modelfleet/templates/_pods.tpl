@@ -1,6 +1,7 @@
 {{/* What pods share, whether of a service or of a Job. */}}
 
-{{/* Where a pod may run: the one block that every pod and Job uses. Takes root, own (a component, pool or Job), labels. */}}
+{{/* Where a pod may run: the one block that every pod and Job uses. Takes root, own (a component, pool or Job),
+labels, and priorityClassName where the user's values name none. */}}
 {{- define "modelfleet.scheduling" -}}
 {{- $common := .root.Values.scheduling -}}
 {{- with .root.Values.image.pullSecrets }}
@@ -9,7 +10,7 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- with default $common.runtimeClassName .own.runtimeClassName }}
 runtimeClassName: {{ . }}
 {{- end }}
-{{- with default $common.priorityClassName .own.priorityClassName }}
+{{- with coalesce .own.priorityClassName $common.priorityClassName .priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
 {{- with default $common.schedulerName .own.schedulerName }}
@@ -55,10 +56,17 @@ envFrom: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* The drain as settings of a server. */}}
-{{- define "modelfleet.drainEnv" -}}
-- {name: MODELFLEET_DRAIN_DELAY_S, value: {{ .delaySeconds | quote }}}
+{{/* What all servers are told. Takes root, delaySeconds where a drain's is another. */}}
+{{- define "modelfleet.serverEnv" -}}
+{{- with .root.Values.drain -}}
+- {name: MODELFLEET_DRAIN_DELAY_S, value: {{ get $ "delaySeconds" | default .delaySeconds | quote }}}
 - {name: MODELFLEET_DRAIN_TIMEOUT_S, value: {{ .timeoutSeconds | quote }}}
+{{- end }}
+{{- with .root.Values.connections }}
+- {name: MODELFLEET_MAX_CONNECTION_AGE_S, value: {{ .maxAgeSeconds | quote }}}
+- {name: MODELFLEET_MAX_MESSAGE_BYTES, value: {{ int64 .maxMessageBytes | quote }}}
+- {name: MODELFLEET_MAX_METADATA_BYTES, value: {{ int64 .maxMetadataBytes | quote }}}
+{{- end }}
 {{- end -}}
 
 {{- define "modelfleet.terminationGracePeriodSeconds" -}}
