@@ -4,6 +4,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
 
+import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -29,6 +30,11 @@ MODELS = {
     "labeller@1": graphs.text_bundle(graphs.labeller(), Task.ENTITIES),
     "reranker@1": graphs.text_bundle(graphs.cross_encoder(), Task.RERANK),
     "affine@1": graphs.tensor_bundle(graphs.affine()),
+    "prompted@1": graphs.text_bundle(
+        graphs.embedder(), Task.EMBED, prompt="the cat: ", normalize=True, truncate_dimensions=2
+    ),
+    "regression@1": graphs.text_bundle(graphs.classifier(), Task.CLASSIFY, activation="none"),
+    "relevance@1": graphs.text_bundle(graphs.cross_encoder(), Task.RERANK, activation="none"),
 }
 ROOM = graphs.MAX_TOKENS - 2
 LONG = "the cat sat on the mat, hello world 中文 😀 token token cat mat hello the end of a long text"
@@ -312,6 +318,31 @@ async def test_a_long_document_is_as_relevant_as_its_best_window(worker: Worker)
     assert by_index[0].score == pytest.approx(best, abs=1e-5)
     assert by_index[0].usage.window_count == len(parts)
     assert by_index[1].score == pytest.approx(relevance("cat", "the mat"), abs=1e-5)
+
+
+async def test_a_model_s_prompt_is_put_before_each_text_and_its_dimensions_are_cut_last(worker: Worker) -> None:
+    answer = await worker.inference.Embed(pb.EmbedRequest(model="prompted", texts=["mat", "hello"]))
+    whole = [unit(embedded(encoded(f"the cat: {text}").ids)) for text in ("mat", "hello")]
+    np.testing.assert_allclose(vectors(answer), [vector[:2] for vector in whole], atol=1e-5)
+    assert answer.usage[0].token_count == len(encoded("the cat: mat").ids)
+
+    answer = await worker.inference.Embed(pb.EmbedRequest(model="prompted", texts=["mat"], dimensions=3))
+    np.testing.assert_allclose(vectors(answer), [unit(embedded(encoded("the cat: mat").ids)[:3])], atol=1e-5)
+
+    windows = pb.EmbedRequest(model="prompted", texts=["mat"], windowing=tokenizer_pb2.Windowing(stride=2))
+    with pytest.raises(grpc.aio.AioRpcError, match="prompted@1 puts a prompt before each text") as caught:
+        await worker.inference.Embed(windows)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_scores_without_an_activation_are_what_the_graph_says(worker: Worker) -> None:
+    answer = await worker.inference.Classify(pb.ClassifyRequest(model="regression", texts=["the cat"]))
+    logits = graphs.LABEL_LOGITS[encoded("the cat").ids].mean(axis=0)
+    scores = {label.label: label.score for label in answer.classifications[0].labels}
+    assert scores == pytest.approx(dict(zip(graphs.LABELS, logits.tolist(), strict=True)), abs=1e-5)
+
+    ranked = await worker.inference.Rerank(pb.RerankRequest(model="relevance", query="cat", documents=["the mat"]))
+    assert ranked.documents[0].score == pytest.approx(relevance("cat", "the mat"), abs=1e-5)
 
 
 async def test_versions_are_listed_in_order_with_what_they_are(worker: Worker) -> None:

@@ -9,9 +9,10 @@ import yaml
 
 from modelfleet.bundle.bundle import GOLDEN_FILE, Bundle, BundleFile, check_path, hash_file
 from modelfleet.bundle.golden import read_golden
-from modelfleet.bundle.graph import check_graph
+from modelfleet.bundle.graph import check_graph, outputs
 from modelfleet.bundle.infer import infer_manifest
 from modelfleet.bundle.manifest import MANIFEST_FILE, Manifest, Task
+from modelfleet.bundle.task_outputs import FORMS, check_output
 from modelfleet.runtime.errors import InvalidBundleError
 
 # What else a model's folder holds: weights for other runtimes, and other graphs with their data.
@@ -42,6 +43,8 @@ def open_directory(root: Path, *, with_golden: bool = True) -> tuple[Bundle, Map
             field="model",
         )
     needed = check_graph(graph, root) | {manifest.model}
+    if manifest.task in FORMS:
+        _check_output(manifest, graph)
     paths = {path: root / path for path in _files(root) if path in needed or _is_worth_shipping(path, manifest)}
     if not with_golden:
         paths.pop(GOLDEN_FILE, None)
@@ -51,6 +54,18 @@ def open_directory(root: Path, *, with_golden: bool = True) -> tuple[Bundle, Map
         hashed = threads.map(_hashed, paths, paths.values())
         bundle = Bundle(files=tuple(hashed), manifest=manifest)
     return bundle, paths
+
+
+def _check_output(manifest: Manifest, graph: Path) -> None:
+    found = outputs(graph)
+    name = manifest.output or next(iter(found))
+    if name not in found:
+        raise InvalidBundleError(
+            f"The manifest's output is {name!r}; the graph has {', '.join(found)}. Correct it.", field="output"
+        )
+    dtype, shape = found[name]
+    if shape is not None:
+        check_output(manifest, name, dtype, shape)
 
 
 def _manifest(root: Path) -> Manifest:

@@ -62,6 +62,24 @@ def output_names(model_path: Path) -> tuple[str, ...]:
     return tuple(value.name for value in _parsed(model_path, model_path.name).graph.output)
 
 
+def outputs(model_path: Path) -> Mapping[str, tuple[np.dtype[Any], tuple[int | None, ...] | None]]:
+    """
+    Return dtype and shape of each output, by name, of a graph that `check_graph` has passed.
+
+    A size that may vary is None, and so is a shape of which nothing is said.
+    """
+    return {
+        value.name: (
+            helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
+            tuple(size.dim_value if size.HasField("dim_value") else None for size in value.type.tensor_type.shape.dim)
+            if value.type.tensor_type.HasField("shape")
+            else None,
+        )
+        for value in _parsed(model_path, model_path.name).graph.output
+        if value.type.tensor_type.elem_type
+    }
+
+
 def table_rows(model_path: Path) -> Mapping[str, int]:
     """
     Return how many rows an input may choose from, by name of the input, for those whose values look up constants.

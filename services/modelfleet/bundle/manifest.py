@@ -32,6 +32,12 @@ class Pooling(StrEnum):
     """The first token's."""
     LAST = "last"
     """The last token's that is no padding."""
+    MAX = "max"
+    """The largest of each dimension over the tokens that are no padding."""
+    WEIGHTED_MEAN = "weighted-mean"
+    """Mean where the first token weighs 1, the second 2, and so on."""
+    MEAN_SQRT_LENGTH = "mean-sqrt-length"
+    """Sum over the tokens, divided by the square root of their number."""
     MODEL = "model"
     """The graph pools by itself: its output is [batch, dimensions]."""
 
@@ -43,6 +49,8 @@ class Activation(StrEnum):
     """One label is right."""
     SIGMOID = "sigmoid"
     """Each label is right or not."""
+    NONE = "none"
+    """They stay what they are: scores of a regression."""
 
 
 class Batching(StrEnum):
@@ -80,8 +88,12 @@ class Manifest(BaseModel):
     """For `embed`."""
     normalize: bool = False
     """For `embed`: scale vectors to L2 norm 1."""
+    prompt: str = ""
+    """For `embed`: text that is put before each text."""
+    truncate_dimensions: int | None = Field(default=None, ge=1)
+    """For `embed`: how many leading dimensions are answered where a request does not say; all when absent."""
     activation: Activation = Activation.SOFTMAX
-    """For `classify`."""
+    """For `classify`. For `rerank`, `none` lets scores be logits; they are sigmoids of those otherwise."""
     allow_nan: bool = False
     """For `tensor`: take NaN in inputs, as models do that know missing values."""
     max_batch_rows: int | None = Field(default=None, ge=1)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from modelfleet.bundle.graph import table_rows
 from modelfleet.bundle.manifest import Batching, Manifest, Pooling, Task
+from modelfleet.bundle.task_outputs import FORMS, check_output
 from modelfleet.inference.batching import BatchLimits, Row
 from modelfleet.inference.canary import Canary
 from modelfleet.inference.generation.model import GenerativeModel
@@ -286,47 +287,21 @@ def _chosen_output(session: Session, name: str | None) -> TensorSpec:
 
 
 def _reduction(manifest: Manifest, output: TensorSpec) -> Reduce:
-    """Return what makes one array a row of a batch's output. Raises InvalidBundleError where shapes do not fit."""
-    rank = len(output.shape)
+    """Return what makes one array a row of a batch's output. Raises InvalidBundleError where it cannot be read."""
+    if manifest.task not in FORMS:
+        raise InvalidBundleError(f"This worker does not serve the task {manifest.task.value!r}.", field="task")
+    check_output(manifest, output.name, output.dtype, output.shape)
     if manifest.task is Task.EMBED:
-        _require_rank(manifest, output, 2, 3)
         # A graph with one vector a row has pooled already, whatever the manifest was inferred to say.
-        pooling = Pooling.MODEL if rank == 2 else manifest.pooling  # noqa: PLR2004  [rows, dimensions]
-        if pooling is Pooling.MODEL:
-            _require_rank(manifest, output, 2)
+        pooling = Pooling.MODEL if len(output.shape) == _ROWS_OF_NUMBERS else manifest.pooling
         return lambda array, lengths: embed.pool(array, lengths, pooling)
     if manifest.task is Task.CLASSIFY:
-        _require_rank(manifest, output, 2)
-        _require_labels(manifest, output)
         return lambda array, _: classify.activate(array, manifest.activation)
     if manifest.task is Task.ENTITIES:
-        _require_rank(manifest, output, 3)
-        _require_labels(manifest, output)
         return lambda array, lengths: [
             row[:length] for row, length in zip(classify.softmax(array), lengths, strict=True)
         ]
-    if manifest.task is Task.RERANK:
-        _require_rank(manifest, output, 1, 2)
-        return lambda array, _: rerank.logit(array)
-    raise InvalidBundleError(f"This worker does not serve the task {manifest.task.value!r}.", field="task")
-
-
-def _require_rank(manifest: Manifest, output: TensorSpec, *ranks: int) -> None:
-    if len(output.shape) not in ranks:
-        raise InvalidBundleError(
-            f"The output {output.name!r} has {len(output.shape)} dimensions; a model of the task "
-            f"{manifest.task.value!r} has {' or '.join(str(rank) for rank in ranks)}. Name another with `output:`.",
-            field="output",
-        )
-
-
-def _require_labels(manifest: Manifest, output: TensorSpec) -> None:
-    width = output.shape[-1]
-    if width is not None and width != len(manifest.labels):
-        raise InvalidBundleError(
-            f"The output {output.name!r} scores {width} labels; the manifest has {len(manifest.labels)}.",
-            field="labels",
-        )
+    return lambda array, _: rerank.logit(array)
 
 
 def _padded(

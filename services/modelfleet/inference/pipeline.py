@@ -10,14 +10,14 @@ import functools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelfleet.bundle.bundle import Bundle
-from modelfleet.bundle.manifest import Task
+from modelfleet.bundle.manifest import Activation, Task
 from modelfleet.bundle.reference import ModelReference
 from modelfleet.inference import metrics, row_faults
 from modelfleet.inference.assignment import VersionKey
@@ -98,16 +98,27 @@ class Pipeline:
         dimensions: int = 0,
         normalize: bool | None = None,
     ) -> Embedded:
-        """Return one vector a text. `dimensions` keeps only leading ones; `normalize` None follows the manifest."""
+        """
+        Return one vector a text.
+
+        `dimensions` keeps only leading ones, 0 as many as the manifest says; `normalize` None follows the manifest. Its
+        prompt is put before each text, not before token ids.
+        """
         _require_not_negative("dimensions", dimensions)
         async with self._text_model(reference, Task.EMBED) as (version, model):
             _require_dimensions(dimensions, version, model.output.shape[-1])
+            text = _prompted(text, model.manifest.prompt, version)
             tokens = await self._tokens(version, model, text, deadline)
             vectors = np.stack(await self._run(model, tokens, deadline, text.field))
             _require_dimensions(dimensions, version, vectors.shape[1])  # not every graph says how many it has
             normalizes = model.manifest.normalize if normalize is None else normalize
             assembled = embed.assemble(
-                vectors, tokens.lengths, tokens.window_counts, dimensions=dimensions, normalize=normalizes
+                vectors,
+                tokens.lengths,
+                tokens.window_counts,
+                dimensions=dimensions or model.manifest.truncate_dimensions or 0,
+                normalize=normalizes,
+                cut_last=not dimensions,
             )
         return Embedded(version, assembled, tokens.usage())
 
@@ -154,6 +165,7 @@ class Pipeline:
             tokens = await self._tokens(version, model, documents, deadline, query=query)
             rows = np.stack(await self._run(model, tokens, deadline, "documents"))
             logits = windows.best(rows, tokens.window_counts)[:, 0]
+            raw = raw or model.manifest.activation is Activation.NONE
             ranked = rerank.ranked(logits, raw=raw, top_k=top_k)
         return Reranked(version, ranked, tokens.usage())
 
@@ -272,6 +284,17 @@ class Pipeline:
             return await self._engine.submit(model, tokens, tokens.lengths.tolist(), deadline=deadline)
         except RowsFailedError as failed:
             raise row_faults.of_texts(failed.errors, tokens, field) from failed.first.__cause__
+
+
+def _prompted(text: TextInput, prompt: str, version: VersionKey) -> TextInput:
+    if not prompt or text.tokens is not None:
+        return text
+    if text.stride is not None:
+        raise InvalidInputError(
+            f"{version} puts a prompt before each text, which only its first window would have. Leave windowing out.",
+            field="windowing",
+        )
+    return replace(text, texts=[prompt + one if one else one for one in text.texts])
 
 
 def _entities(

@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from modelfleet.bundle.graph import Precision, table_rows
-from modelfleet.bundle.manifest import Batching, Manifest
+from modelfleet.bundle.manifest import Batching, Manifest, Task
 from modelfleet.inference.made_inputs import random_rows, random_tokens, tokens_of
 from modelfleet.inference.models import LoadedModel, TensorModel, TextModel
 from modelfleet.inference.self_test_runs import SelfTestRuns
@@ -92,15 +92,22 @@ async def _of_texts(model: TextModel, runs: SelfTestRuns, tolerance: float) -> S
     def texts(lengths: Sequence[int]) -> Tokens:
         return random_tokens(lengths, model.vocabulary_size, model.manifest.pad_token_id, random)
 
-    alike, told_apart = 0.0, False
+    alike, told_apart, shapes = 0.0, False, set[tuple[int, ...]]()
     for lengths in ([short] * _ROWS, [longest] * 2):
         tokens = texts(lengths)
         alone = [await _one(runs, _part(tokens, index, index + 1)) for index in range(len(lengths))]
+        shapes |= {answer[0].shape for answer in alone if not isinstance(answer, ModelfleetError)}
         told_apart |= _differ(alone)
         for count in sorted({min(count, len(lengths)) for count in _JOINED}):
             alike = max(alike, await _together(runs, _part(tokens, 0, count), alone[:count]))
         if alike > tolerance:
             return Sharing(Batching.ALONE, reason=_described("texts of the same length", alike, tolerance))
+    if model.manifest.task is not Task.ENTITIES and len(shapes) > 1:
+        raise InvalidBundleError(
+            f"The output {model.output.name!r} has another width for a longer text: it is one of tokens. A model of "
+            f"the task {model.manifest.task.value!r} has one of texts; name another with `output:`.",
+            field="output",
+        )
     # That texts of one length may share a run is known from here on: those of each length are answered at once.
     padded = 0.0
     few, long = [1, *range(2, short, 3), short], [max(1, longest // 2), longest]

@@ -10,6 +10,7 @@ from modelfleet.bundle.manifest import Activation, Manifest, Pooling, Task
 from modelfleet.runtime.errors import InvalidBundleError
 
 ENCODER = {"architectures": ["BertModel"], "model_type": "bert", "max_position_embeddings": 512, "vocab_size": 30522}
+TRANSFORMER = "sentence_transformers.models.Transformer"
 POOLING = "sentence_transformers.models.Pooling"
 NORMALIZE = "sentence_transformers.models.Normalize"
 
@@ -95,10 +96,21 @@ def test_several_labels_at_once_ask_for_a_sigmoid(tmp_path: Path, problem_type: 
 
 @pytest.mark.parametrize(
     ("mode", "pooling"),
-    [("mean_tokens", Pooling.MEAN), ("cls_token", Pooling.CLS), ("lasttoken", Pooling.LAST)],
+    [
+        ("mean_tokens", Pooling.MEAN),
+        ("cls_token", Pooling.CLS),
+        ("lasttoken", Pooling.LAST),
+        ("max_tokens", Pooling.MAX),
+        ("weightedmean_tokens", Pooling.WEIGHTED_MEAN),
+        ("mean_sqrt_len_tokens", Pooling.MEAN_SQRT_LENGTH),
+    ],
 )
 def test_sentence_transformers_say_how_they_pool(tmp_path: Path, mode: str, pooling: Pooling) -> None:
-    modules = [{"type": POOLING, "path": "1_Pooling"}, {"type": NORMALIZE, "path": "2_Normalize"}]
+    modules = [
+        {"type": TRANSFORMER, "path": ""},
+        {"type": POOLING, "path": "1_Pooling"},
+        {"type": NORMALIZE, "path": "2_Normalize"},
+    ]
     modes = {"pooling_mode_cls_token": False, "word_embedding_dimension": 384, f"pooling_mode_{mode}": True}
 
     manifest = inferred(tmp_path, {}, modules=modules, **{"1_Pooling__config": modes})
@@ -107,24 +119,26 @@ def test_sentence_transformers_say_how_they_pool(tmp_path: Path, mode: str, pool
 
 
 def test_sentence_transformers_without_that_module_do_not_normalize(tmp_path: Path) -> None:
-    assert not inferred(tmp_path, {}, modules=[{"type": POOLING, "path": "1_Pooling"}]).normalize
+    modules = [{"type": TRANSFORMER, "path": ""}, {"type": POOLING, "path": "1_Pooling"}]
+
+    assert not inferred(tmp_path, {}, modules=modules, **{"1_Pooling__config": {}}).normalize
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"1_Pooling__config": {"pooling_mode_max_tokens": True}}, "pooling_mode_max_tokens"),
+        ({"1_Pooling__config": {"pooling_mode": "median"}}, "asks for the pooling median"),
         (
             {"1_Pooling__config": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}},
-            "pooling_mode_cls_token and pooling_mode_mean_tokens",
+            "asks for the pooling cls and mean",
         ),
-        ({"modules": [{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]}, "the module Dense"),
+        ({"modules": [{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]}, "the modules are Dense"),
     ],
 )
 def test_pooling_that_cannot_be_served_is_refused_unless_the_graph_does_it(
     tmp_path: Path, files: Mapping[str, Any], message: str
 ) -> None:
-    files = {"modules": [{"type": POOLING, "path": "1_Pooling"}], **files}
+    files = {"modules": [{"type": TRANSFORMER, "path": ""}, {"type": POOLING, "path": "1_Pooling"}], **files}
 
     with pytest.raises(InvalidBundleError, match=message):
         inferred(tmp_path, {}, **files)

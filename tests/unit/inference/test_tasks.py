@@ -26,7 +26,11 @@ def test_pooling_reads_only_the_tokens_that_are_no_padding(drawn: tuple[np.ndarr
         Pooling.MEAN: [row.mean(axis=0, dtype=np.float64) for row in rows],
         Pooling.CLS: [row[0] for row in rows],
         Pooling.LAST: [row[-1] for row in rows],
+        Pooling.MAX: [row.max(axis=0) for row in rows],
+        Pooling.WEIGHTED_MEAN: [np.average(row, axis=0, weights=np.arange(1, len(row) + 1)) for row in rows],
+        Pooling.MEAN_SQRT_LENGTH: [row.sum(axis=0, dtype=np.float64) / len(row) ** 0.5 for row in rows],
     }
+    assert {*naive, Pooling.MODEL} == set(Pooling)
     for pooling, expected in naive.items():
         np.testing.assert_allclose(embed.pool(output, lengths, pooling), expected, rtol=1e-4, atol=1e-4)
 

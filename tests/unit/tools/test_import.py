@@ -133,7 +133,9 @@ def test_a_hub_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPat
 
 def test_a_download_that_is_cut_off_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     graph = large(30 << 20).SerializeToString()  # the client keeps whole pieces of 10 MB
-    with serving_hub({"org/tiny": {**FILES, "onnx/model.onnx": graph}}, cut_off="onnx/model.onnx") as (url, asked):
+    three_labels = json.dumps({**CONFIG, "id2label": {"0": "a", "1": "b", "2": "c"}}).encode()
+    files = {**FILES, "config.json": three_labels, "onnx/model.onnx": graph}
+    with serving_hub({"org/tiny": files}, cut_off="onnx/model.onnx") as (url, asked):
         monkeypatch.setenv("HF_ENDPOINT", url)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         done = run("hf://org/tiny", "--out", str(tmp_path / "bundle"))

@@ -20,10 +20,10 @@ class LabelScore:
 
 
 def activate(logits: Floats, activation: Activation) -> Floats:
-    """Return probabilities over the last axis."""
-    if activation is Activation.SIGMOID:
-        return sigmoid(logits)
-    return softmax(logits)
+    """Return scores over the last axis: probabilities, or for NONE the logits as they are."""
+    if activation is Activation.NONE:
+        return logits
+    return sigmoid(logits) if activation is Activation.SIGMOID else softmax(logits)
 
 
 def softmax(logits: Floats) -> Floats:

@@ -1,5 +1,7 @@
 """Vectors of texts."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,8 +25,18 @@ def pool(output: Floats, lengths: NDArray[np.int64], pooling: Pooling) -> Floats
     if pooling is Pooling.LAST:
         vectors: Floats = output[np.arange(len(output)), lengths - 1]
         return vectors
-    # The mean as a product with weights of 1/length on the real tokens: one pass over the largest array there is.
-    weights = (np.arange(output.shape[1]) < lengths[:, None]) / lengths[:, None]
+    real: NDArray[Any] = np.arange(output.shape[1]) < lengths[:, None]
+    if pooling is Pooling.MAX:
+        largest: Floats = np.where(real[..., None], output, -np.inf).max(axis=1)
+        return largest
+    # Means as a product with weights of the real tokens: one pass over the largest array there is.
+    if pooling is Pooling.WEIGHTED_MEAN:
+        positions = real * np.arange(1, output.shape[1] + 1)
+        weights = positions / positions.sum(axis=1, keepdims=True)
+    elif pooling is Pooling.MEAN_SQRT_LENGTH:
+        weights = real / np.sqrt(lengths)[:, None]
+    else:
+        weights = real / lengths[:, None]
     means: Floats = np.matmul(weights[:, None, :].astype(output.dtype), output)[:, 0]
     return means
 
@@ -36,16 +48,20 @@ def assemble(
     *,
     dimensions: int,
     normalize: bool,
+    cut_last: bool = False,
 ) -> Floats:
     """
     Return one vector for each text, [texts, dimensions], from those of its windows.
 
     Windows weigh by their tokens. `dimensions` keeps only leading ones, 0 all. Norms are L2; a zero vector stays zero.
+    What is cut has the norm 1 afterwards, or with `cut_last` before, as sentence-transformers has it by `truncate_dim`.
     """
     texts = weighted_mean(vectors, lengths, window_counts)
-    if dimensions:
+    if dimensions and not cut_last:
         texts = texts[:, :dimensions]
     if normalize:
         norms = np.linalg.norm(texts, axis=1, keepdims=True)
         texts = texts / np.maximum(norms, np.finfo(np.float32).tiny)
+    if dimensions:
+        texts = texts[:, :dimensions]
     return np.ascontiguousarray(texts, dtype="<f4")

@@ -577,7 +577,9 @@ class RerankRequest(_message.Message):
     top_k: _builtins.int
     """Keep only the best this many documents; 0 keeps all."""
     raw_scores: _builtins.bool
-    """Return the model's raw scores (logits) instead of their sigmoid."""
+    """Return the model's raw scores (logits) instead of their sigmoid. A model whose manifest says `activation: none`
+    always does.
+    """
     @_builtins.property
     def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The documents, each at least one character."""
