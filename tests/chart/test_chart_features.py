@@ -235,14 +235,31 @@ def test_models_and_batches_may_have_pools_of_their_own() -> None:
     assert batch["MODELFLEET_INFERENCE"] == "dns:///demo-modelfleet-pool-large.ml.svc:8001"
 
 
-def test_what_a_hook_tells_is_still_there_when_it_has_ended() -> None:
-    """Helm 4 prints it, and earlier ones leave it to kubectl: the Jobs and the pods of their failures stay."""
-    rendered = render_file(CHART / "examples" / "production.yaml")
-    for name in ("models", "test"):
-        job = rendered.one("Job", name)
-        assert job["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation", name
-        assert "hook-failed" in job["metadata"]["annotations"]["helm.sh/hook-output-log-policy"], name
-        assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never", name
+@pytest.mark.parametrize(("kind", "name"), [("Job", "models"), ("Pod", "test")])
+def test_what_a_hook_made_does_not_outlive_the_release_and_its_log_is_read_before(kind: str, name: str) -> None:
+    hook = render_file(CHART / "examples" / "production.yaml").one(kind, name)
+    annotations = hook["metadata"]["annotations"]
+
+    assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+    assert annotations["helm.sh/hook-output-log-policy"] == "hook-succeeded,hook-failed"
+    if kind == "Job":
+        assert hook["spec"]["ttlSecondsAfterFinished"] == 24 * 3600
+
+
+@pytest.mark.parametrize("component", ["models", "batch"])
+def test_a_job_mounts_what_the_user_has_such_as_a_private_ca(component: str) -> None:
+    volume = {"name": "ca", "configMap": {"name": "ca"}}
+    mount = {"name": "ca", "mountPath": "/etc/ca"}
+    values = {
+        "models": {"initial": [{"name": "m", "source": "s3://a/b"}]},
+        "batch": {"enabled": True, "model": "m", "input": "s3://a/*", "output": "s3://b"},
+    }
+    values[component] |= {"extraVolumes": [volume], "extraVolumeMounts": [mount]}
+
+    (job,) = (pod for name, pod in render(values).pods() if component in name)
+
+    assert volume in job["volumes"]
+    assert mount in job["containers"][0]["volumeMounts"]
 
 
 def test_the_right_to_evict_goes_with_the_test() -> None:
@@ -254,11 +271,8 @@ def test_the_right_to_evict_goes_with_the_test() -> None:
 
 def test_a_pod_that_its_node_gives_up_is_no_failure() -> None:
     for name, job in render_file(CHART / "examples" / "batch.yaml").of("Job").items():
-        if not name.endswith("-test"):  # which is not tried again
-            rules = job["spec"]["podFailurePolicy"]["rules"]
-            assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]} in rules, (
-                name
-            )
+        rules = job["spec"]["podFailurePolicy"]["rules"]
+        assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]} in rules, name
 
 
 def test_what_another_try_cannot_mend_ends_a_shard_at_once() -> None:
@@ -286,7 +300,7 @@ def test_long_times_stay_whole_numbers() -> None:
     models = {"initial": [{"name": "m", "source": "hf://a/b"}], "timeoutSeconds": month}
     rendered = render({"batch": batch, "models": models, "test": {"timeoutSeconds": month}})
 
-    for name, job in rendered.of("Job").items():
+    for name, job in (rendered.of("Job") | rendered.of("Pod")).items():
         seconds = job["spec"]["ttlSecondsAfterFinished" if "batch" in name else "activeDeadlineSeconds"]
         assert (seconds, type(seconds)) == (month, int), name
 
@@ -342,8 +356,8 @@ def test_a_batch_is_an_indexed_job_with_a_shard_for_each_pod() -> None:
 def test_a_batch_is_told_what_its_command_knows() -> None:
     """Every argument of the chart's Jobs is an option of the command that it is for."""
     for file in (CHART / "examples" / "batch.yaml", None):
-        for name, job in render_file(file).of("Job").items():
-            (container,) = job["spec"]["template"]["spec"]["containers"]
+        for name, pod in render_file(file).pods():
+            (container,) = pod["containers"]
             if arguments := container.get("args"):
                 shown = CliRunner().invoke(app, [arguments[0], "--help"], env={"COLUMNS": "200"}).output
                 for argument in arguments[1:]:
@@ -373,7 +387,7 @@ def test_whatever_changes_a_batch_makes_another_job_since_none_can_be_changed(ch
 
 def test_the_test_checks_the_devices_and_drains_a_tokenizer() -> None:
     rendered = render()
-    pod = rendered.one("Job", "test")["spec"]["template"]["spec"]
+    pod = rendered.one("Pod", "test")["spec"]
 
     assert "--pool=default=cuda" in pod["containers"][0]["args"]
     assert (
@@ -389,7 +403,7 @@ def test_the_test_checks_the_devices_and_drains_a_tokenizer() -> None:
 def test_a_single_tokenizer_is_not_evicted() -> None:
     rendered = render({"tokenizer": {"replicas": 1}})
 
-    assert "evict" not in str(rendered.one("Job", "test"))
+    assert "evict" not in str(rendered.one("Pod", "test"))
     assert "demo-modelfleet-test" not in rendered.of("Role")
 
 
@@ -412,8 +426,11 @@ def test_the_network_lets_in_callers_alone() -> None:
 
 
 def test_jobs_of_the_release_are_let_in() -> None:
-    for name, job in render_file(CHART / "examples" / "batch.yaml").of("Job").items():
-        assert job["spec"]["template"]["metadata"]["labels"]["modelfleet.dev/client"] == "true", name
+    rendered = render_file(CHART / "examples" / "batch.yaml")
+    jobs = {name: job["spec"]["template"] for name, job in rendered.of("Job").items()} | rendered.of("Pod")
+    assert len(jobs) == 3
+    for name, pod in jobs.items():
+        assert pod["metadata"]["labels"]["modelfleet.dev/client"] == "true", name
 
 
 def test_nothing_of_monitoring_is_made_unless_asked_for() -> None:
@@ -454,9 +471,7 @@ def test_the_dashboard_is_json() -> None:
 def test_notes_print_the_next_commands() -> None:
     notes = render().notes
 
-    assert "helm test demo -n ml" in notes
-    assert "--logs" not in notes  # which fails for a test that is a Job
-    assert "kubectl -n ml logs job/demo-modelfleet-test" in notes
+    assert "helm test demo -n ml --logs" in notes  # which asks for the log of a pod, not of a Job
     assert "kubectl -n ml rollout status deployment/demo-modelfleet-pool-default" in notes
     assert "port-forward svc/demo-modelfleet-inference 8001" in notes
     assert "--set inference.pools.default.runtimeClassName=nvidia" in notes

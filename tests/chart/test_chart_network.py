@@ -21,10 +21,11 @@ def manifests() -> Manifests:
 
 
 def labels(manifests: Manifests, name: str) -> Mapping[str, str]:
-    """Return the labels of the pods of a Deployment or a Job, found by a part of its name."""
-    workloads = [*manifests.of("Deployment").items(), *manifests.of("Job").items()]
-    (found,) = [workload for full, workload in workloads if f"-{name}" in full]
-    return found["spec"]["template"]["metadata"]["labels"]
+    """Return the labels of a pod, or of those of a Deployment or a Job, found by a part of its name."""
+    workloads = (manifests.of("Deployment") | manifests.of("Job")).items()
+    pods = [(full, workload["spec"]["template"]) for full, workload in workloads] + [*manifests.of("Pod").items()]
+    (found,) = [pod for full, pod in pods if f"-{name}" in full]
+    return found["metadata"]["labels"]
 
 
 def passes(manifests: Manifests, source: Mapping[str, str], target: Mapping[str, str], port: int) -> bool:

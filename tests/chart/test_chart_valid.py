@@ -113,7 +113,7 @@ def test_why_a_container_ended_is_kept_with_its_pod(file: Path | None) -> None:
 def test_only_pods_that_call_the_api_have_a_token(file: Path | None) -> None:
     with_token = {name for name, pod in render_file(file).pods() if pod["automountServiceAccountToken"]}
 
-    assert with_token <= {"Deployment demo-modelfleet-manager", "Job demo-modelfleet-test"}
+    assert with_token <= {"Deployment demo-modelfleet-manager", "Pod demo-modelfleet-test"}
 
 
 @each_file

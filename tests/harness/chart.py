@@ -33,8 +33,10 @@ class Manifests:
         return self.of(kind)[f"{RELEASE}-modelfleet-{name}" if name else f"{RELEASE}-modelfleet"]
 
     def pods(self) -> Iterator[tuple[str, Object]]:
-        """Yield the name and the pod template's spec of each Deployment and Job."""
+        """Yield the name and the spec of each pod: of Deployments and Jobs, from their template."""
         for found in self.objects:
+            if found["kind"] == "Pod":
+                yield f"Pod {found['metadata']['name']}", found["spec"]
             if found["kind"] in ("Deployment", "Job"):
                 yield f"{found['kind']} {found['metadata']['name']}", found["spec"]["template"]["spec"]
 
