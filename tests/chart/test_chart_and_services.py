@@ -9,6 +9,7 @@ import pytest
 from harness.chart import CHART, render, render_file
 from modelfleet.inference import metrics as inference_metrics
 from modelfleet.inference.__main__ import Settings as InferenceSettings
+from modelfleet.inference.generation import metrics as generation_metrics
 from modelfleet.manager import metrics as manager_metrics
 from modelfleet.manager.__main__ import Settings as ManagerSettings
 from modelfleet.manager.store.database import Database
@@ -70,7 +71,7 @@ def queried() -> Iterator[str]:
 
 def known_labels(tmp_path: Path) -> dict[str, set[str]]:
     """The labels of each metric that a service exports, by its name without a suffix."""
-    modules = (telemetry, inference_metrics, tokenizer_metrics, manager_metrics)
+    modules = (telemetry, inference_metrics, generation_metrics, tokenizer_metrics, manager_metrics)
     collectors = [
         found for module in modules for found in vars(module).values() if isinstance(found, MetricWrapperBase)
     ]

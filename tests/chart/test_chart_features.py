@@ -465,7 +465,19 @@ def test_a_chart_that_depends_on_this_one_may_turn_it_off() -> None:
 def test_the_dashboard_is_json() -> None:
     data = render_file(CHART / "examples" / "production.yaml").one("ConfigMap", "dashboard")["data"]
 
-    assert len(json.loads(data["modelfleet.json"])["panels"]) == 12
+    assert len(json.loads(data["modelfleet.json"])["panels"]) == 18
+
+
+def test_the_dashboard_shows_a_cluster_without_namespaces_too_and_generated_text() -> None:
+    """Prometheus beside `modelfleet up` gives series no namespace: `.*` fits them, an equality with a name does not."""
+    dashboard = json.loads((CHART / "dashboards" / "modelfleet.json").read_text())
+    (namespace,) = [one for one in dashboard["templating"]["list"] if one["name"] == "namespace"]
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+    assert (namespace["includeAll"], namespace["allValue"], namespace["current"]["value"]) == (True, ".*", "$__all")
+    assert all(query.count('{namespace=~"$namespace"}') == query.count("{") for query in queries)
+    for metric in ("first_token_seconds", "token_seconds", "stream_tokens_total", "streams", "cache_tokens"):
+        assert any(f"modelfleet_{metric}" in query for query in queries), metric
 
 
 def test_notes_print_the_next_commands() -> None:

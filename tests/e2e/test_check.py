@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,40 @@ async def test_the_only_pod_is_not_evicted(serving: Serving, tmp_path: Path, mon
     assert result.exit_code == 1
     assert "finds 1 pods" in result.output
     assert not api.seen("create", "pods/eviction")
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "message"),
+    [
+        ("list pods", 401, "Pods cannot be listed: 401.*renew them"),
+        ("list pods", 403, "Pods cannot be listed: 403.*`list` on pods"),
+        ("create pods/eviction", 401, "tokenizer-a cannot be evicted: 401.*renew them"),
+    ],
+)
+async def test_credentials_that_do_not_do_have_a_remedy(  # noqa: PLR0917  fixtures and what varies
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, status: int, message: str
+) -> None:
+    async with running_api(EVICTION_RULES) as api:
+        await api.put("pods", pod("tokenizer-a"))
+        await api.put("pods", pod("tokenizer-b"))
+        api.fail(call, Failure(status))
+
+        result = await drain(serving, api, tmp_path, monkeypatch)
+
+    assert result.exit_code == 1
+    assert re.search(message, " ".join(result.output.split())), result.output
+
+
+def test_without_a_cluster_to_ask_the_check_says_so_in_one_sentence(
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library prints that "this might not work" wherever there is no kubeconfig, in a pod that needs none, too."""
+    missing = str(tmp_path / "none")
+    monkeypatch.setattr("kubernetes.config.KUBE_CONFIG_DEFAULT_LOCATION", missing)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", missing)
+
+    result = run(serving, "--evict", SELECTOR)
+
+    assert result.exit_code == 1
+    assert "No Kubernetes API is known" in result.output
+    assert "kube_config_path" not in result.output

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from modelfleet.client.channel import open_async_channel
-from modelfleet.runtime import telemetry
+from modelfleet.runtime.metrics_server import serve_metrics
 from modelfleet.runtime.server import LIVENESS, READINESS, Server
 from modelfleet.runtime.settings import ServerSettings
 
@@ -43,19 +43,21 @@ async def test_a_server_is_not_serving_until_it_says_so(server: Server, service:
     assert (before.status, after.status) == (NOT_SERVING, SERVING)
 
 
-async def test_a_server_listens_on_all_addresses_of_a_pod_that_has_ipv6_alone() -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_a_server_listens_on_all_addresses_of_a_pod_that_has_ipv6_alone(host: str) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6")
-    server = Server(ServerSettings(host="::", drain_delay_s=0, drain_timeout_s=2), [SERVICE])
+    server = Server(ServerSettings(host=host, drain_delay_s=0, drain_timeout_s=2), [SERVICE])
     await server.start()
-    metrics_port = telemetry.serve_metrics("::", 0)
+    metrics_port = serve_metrics(host, 0)
 
     async with grpc.aio.insecure_channel(f"[::1]:{server.port}") as channel:
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=LIVENESS))
-    with socket.create_connection(("::1", metrics_port), timeout=5):
-        pass
+    for address in ("::1", "127.0.0.1"):
+        with socket.create_connection((address, metrics_port), timeout=5):
+            pass
 
     await server.drain()
 

@@ -216,7 +216,8 @@ class LocalCluster:
 
     @property
     def _reachable_host(self) -> str:
-        return "127.0.0.1" if self._host == "0.0.0.0" else self._host  # noqa: S104  compared, not listened on
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104  compared
+        return f"[{host}]" if ":" in host else host
 
     def _address(self, service: str) -> str:
         return f"{self._reachable_host}:{self._ports[service]}"
@@ -224,7 +225,8 @@ class LocalCluster:
     def _target(self, service: Service) -> str:
         """Return the address of a service, or those of its replicas for a client to balance over."""
         first, *others = [self._address(name) for name in self._names if _service(name) is service]
-        return f"ipv4:{','.join((first, *others))}" if others else first
+        scheme = "ipv6" if first.startswith("[") else "ipv4"
+        return f"{scheme}:{','.join((first, *others))}" if others else first
 
     def _command(self, name: str) -> list[str]:
         service = _service(name)

@@ -11,6 +11,10 @@ from modelfleet.runtime.errors import DeadlineExpiredError, StateConflictError
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _POLL_S = 0.5
 _FEWEST_PODS = 2
+_REMEDIES: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: " The Kubernetes API does not take the credentials: renew them, and run it again.",
+    HTTPStatus.FORBIDDEN: " Give it `list` on pods and `create` on pods/eviction, as the chart's test.drain does.",
+}
 
 
 def evict_one(selector: str, timeout_s: float) -> str:
@@ -21,7 +25,7 @@ def evict_one(selector: str, timeout_s: float) -> str:
     not allow it, or the pod is not gone, within `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
-    config.load_config()  # type: ignore[no-untyped-call]  # ships no hints
+    _load_config()
     with client.ApiClient() as connection:
         api = client.CoreV1Api(connection)
         namespace = _namespace()
@@ -36,6 +40,20 @@ def evict_one(selector: str, timeout_s: float) -> str:
     return names[0]
 
 
+def _load_config() -> None:
+    """Take the pod's own credentials, or else the kubeconfig's. The library's way warns of the pod's."""
+    try:
+        config.load_incluster_config()  # type: ignore[no-untyped-call]  # ships no hints
+    except config.ConfigException:
+        try:
+            config.load_kube_config()  # type: ignore[no-untyped-call]  # ships no hints
+        except config.ConfigException as error:
+            raise StateConflictError(
+                "No Kubernetes API is known: there is neither a ServiceAccount's token nor a kubeconfig. "
+                "Set KUBECONFIG, or leave out --evict."
+            ) from error
+
+
 def _evict(api: client.CoreV1Api, namespace: str, name: str, deadline: float) -> None:
     eviction = client.V1Eviction(metadata=client.V1ObjectMeta(name=name, namespace=namespace))
     while True:
@@ -44,7 +62,7 @@ def _evict(api: client.CoreV1Api, namespace: str, name: str, deadline: float) ->
         except ApiException as error:
             # 429 is how the API says that a budget does not allow it now.
             if error.status != HTTPStatus.TOO_MANY_REQUESTS:
-                raise StateConflictError(f"{name} cannot be evicted: {error.status}, {error.reason}.") from error
+                raise _refused(f"{name} cannot be evicted", error) from error
             if time.monotonic() > deadline:
                 raise DeadlineExpiredError(f"A disruption budget does not allow to evict {name}.") from error
             time.sleep(_POLL_S)
@@ -53,8 +71,15 @@ def _evict(api: client.CoreV1Api, namespace: str, name: str, deadline: float) ->
 
 
 def _names(api: client.CoreV1Api, namespace: str, selector: str) -> list[str]:
-    pods = api.list_namespaced_pod(namespace, label_selector=selector).items or []
+    try:
+        pods = api.list_namespaced_pod(namespace, label_selector=selector).items or []
+    except ApiException as error:
+        raise _refused("Pods cannot be listed", error) from error
     return sorted(str(pod.metadata.name) for pod in pods if pod.metadata)
+
+
+def _refused(what: str, error: ApiException) -> StateConflictError:
+    return StateConflictError(f"{what}: {error.status}, {error.reason}.{_REMEDIES.get(error.status or 0, '')}")
 
 
 def _namespace() -> str:

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from modelfleet.runtime import telemetry
 from modelfleet.runtime.health import Health
 from modelfleet.runtime.interceptors import Admission, CallInterceptor
+from modelfleet.runtime.metrics_server import serve_metrics
 from modelfleet.runtime.settings import ServerSettings
 from modelfleet.runtime.tracing import configure_tracing
 
@@ -150,7 +151,7 @@ def run(main: Callable[[], Awaitable[None]], settings: ServerSettings, service: 
     """Run a service's `main` on uvloop, with logs and metrics set up, until it returns."""
     telemetry.configure_logging(service, settings.log_level)
     configure_tracing(service)
-    metrics_port = telemetry.serve_metrics(settings.host, settings.metrics_port)
+    metrics_port = serve_metrics(settings.host, settings.metrics_port)
     _log.info("metrics", port=metrics_port)
 
     async def entry() -> None:

@@ -27,7 +27,7 @@ class ServerSettings(BaseSettings):
     )
 
     host: str = "0.0.0.0"  # noqa: S104  a server in a pod listens on all of the pod's addresses
-    """Address to listen on; `::` where pods have IPv6 alone."""
+    """Address to listen on. `0.0.0.0` and `::` both mean all addresses, IPv4 and IPv6."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port of the gRPC server; 0 picks a free one."""
     metrics_port: int = Field(default=0, ge=0, le=65535)

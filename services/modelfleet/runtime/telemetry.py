@@ -1,4 +1,4 @@
-"""Logs and metrics: JSON lines on standard error, Prometheus on a port of its own, one request id through all."""
+"""Logs and metrics: JSON lines on standard error, what Prometheus counts, one request id through all."""
 
 import logging
 import re
@@ -82,9 +82,3 @@ def _add_ids(_logger: object, _method: str, event: structlog.typing.EventDict) -
     if current := trace_id():
         event.setdefault("trace_id", current)
     return event
-
-
-def serve_metrics(host: str, port: int) -> int:
-    """Serve Prometheus' text format on `port` (0 for a free one) from a thread of its own; return the port."""
-    server, _thread = prometheus_client.start_http_server(port, addr=host)
-    return int(server.server_port)

@@ -49,6 +49,22 @@ def is_running(pid: int) -> bool:
     return True
 
 
+def test_a_cluster_serves_on_ipv6(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    write_graph(folder / "model.onnx")
+
+    with LocalCluster(tmp_path / "data", host="::1", workers=2) as cluster:
+        addresses = cluster.addresses
+        with Client(inference=addresses.inference, manager=addresses.manager) as client:
+            client.push(*open_directory(folder), "m", alias="stable")
+            client.wait_until_served("m", timeout_s=30)
+        with urllib.request.urlopen(cluster.metrics_url("manager"), timeout=10) as answer:
+            assert answer.status == 200
+
+    assert addresses.manager.startswith("[::1]:")
+    assert addresses.inference.startswith("ipv6:[::1]:")
+
+
 async def test_a_cluster_serves_while_its_context_lasts(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     write_graph(folder / "model.onnx")
