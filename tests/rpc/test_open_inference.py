@@ -102,7 +102,7 @@ async def test_the_server_says_what_it_is_and_that_it_is_ready(worker: Worker) -
     metadata = await worker.open_inference.ServerMetadata(pb.ServerMetadataRequest())
     assert metadata.name == "modelfleet"
     assert metadata.version
-    assert set(metadata.extensions) == {"model_configuration", "statistics"}
+    assert set(metadata.extensions) == {"classification", "model_configuration", "statistics"}
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def typed(model: str, datatype: str, field: str, elements: list[Any], shape: lis
         (bytes_input(raw_bytes(b"a", b"b"), [1]), r"'text' .* has 5 bytes behind its 1 elements"),
         (bytes_input(raw_bytes(b"a", b"b"), [1, 2]), r"'text' has the shape \[1, 2\]\. Send texts as"),
         (bytes_input(raw_bytes(b"ok", b"\xc3\x28"), [2]), r"'text', element 1 is not UTF-8: byte 0 is 0xc3"),
-        (text_request("embedder", texts=["a"]), r"'text' is missing; there are texts"),
+        (text_request("embedder", texts=["a"]), r"The model has no input 'texts'. Its inputs are text"),
         (request("embedder", text=ONES), r"'text' holds float32\. Send texts as BYTES"),
         (text_request("reranker", query=["a", "b"], documents=["c"]), r"'query' has 2 elements\. Give one"),
         (text_request("reranker", query=["a"]), r"'documents' is missing"),

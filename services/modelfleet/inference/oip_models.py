@@ -7,10 +7,12 @@ How the Open Inference Protocol sees a model: its inputs and outputs as tensors,
 - classify: `text` -> `scores` FP32 [n, labels] and `labels` BYTES [n, labels], best first
 - entities: `text` -> `entities` BYTES [n, 1], each a JSON list of objects with label, text, start, end, score
 - rerank: `query` BYTES [1], `documents` BYTES [n] -> `scores` FP32 [n], in the order of the documents
+
+Responses say in the parameters `token_counts`, `truncated` and `window_counts` what was done with each text.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,8 +22,10 @@ from modelfleet.bundle.manifest import Task
 from modelfleet.bundle.reference import ModelReference
 from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.models import HeldModel, TensorModel, TextModel
+from modelfleet.inference.oip_parameters import InferParameters
 from modelfleet.inference.pipeline import Pipeline, TextInput
 from modelfleet.inference.tensor_spec import Array, TensorSpec
+from modelfleet.inference.tokens import TextUsage
 from modelfleet.runtime.errors import InvalidInputError, WrongTaskError
 
 _BYTES = np.dtype(np.object_)
@@ -75,41 +79,67 @@ def _no_form(model: HeldModel) -> WrongTaskError:
 
 
 async def infer(
-    pipeline: Pipeline, reference: ModelReference, task: Task, inputs: Mapping[str, Array], deadline: float
-) -> tuple[VersionKey, dict[str, Array]]:
-    """Return the version that answered and its outputs by name. Inputs hold texts as `str`, outputs as `bytes`."""
+    pipeline: Pipeline,
+    reference: ModelReference,
+    task: Task,
+    inputs: Mapping[str, Array],
+    parameters: InferParameters,
+) -> tuple[VersionKey, dict[str, Array], Sequence[TextUsage]]:
+    """
+    Return the version that answered, its outputs by name, and what was done with each text.
+
+    Inputs hold texts as `str`, outputs as `bytes`.
+    """
+    deadline = parameters.deadline
     match task:
         case Task.EMBED:
-            embedded = await pipeline.embed(reference, _texts(inputs), deadline=deadline)
-            return embedded.version, {"embeddings": embedded.vectors}
+            text = _texts(inputs, parameters)
+            embedded = await pipeline.embed(
+                reference, text, deadline=deadline, dimensions=parameters.dimensions, normalize=parameters.normalize
+            )
+            return embedded.version, {"embeddings": embedded.vectors}, embedded.usage
         case Task.CLASSIFY:
-            classified = await pipeline.classify(reference, _texts(inputs), deadline=deadline)
+            text = _texts(inputs, parameters)
+            classified = await pipeline.classify(reference, text, deadline=deadline, top_k=parameters.top_k)
             scores = np.array([[one.score for one in labels] for labels in classified.labels], np.float32)
             names = np.array([[one.label.encode() for one in labels] for labels in classified.labels], object)
-            return classified.version, {"scores": scores, "labels": names}
+            return classified.version, {"scores": scores, "labels": names}, classified.usage
         case Task.ENTITIES:
-            extracted = await pipeline.extract_entities(reference, _texts(inputs), deadline=deadline)
+            text = _texts(inputs, parameters)
+            extracted = await pipeline.extract_entities(
+                reference, text, deadline=deadline, min_score=parameters.min_score
+            )
             lists: Any = [
                 [json.dumps([asdict(entity) for entity in found], ensure_ascii=False).encode()]
                 for found in extracted.entities
             ]
-            return extracted.version, {"entities": np.array(lists, object)}
+            return extracted.version, {"entities": np.array(lists, object)}, extracted.usage
         case Task.RERANK:
+            _only(inputs, "query", "documents")
             query, documents = _strings(inputs, "query"), _strings(inputs, "documents")
             if len(query) != 1:
                 raise InvalidInputError(f"The input 'query' has {len(query)} elements. Give one.", field="inputs")
-            ranked = await pipeline.rerank(reference, query[0], TextInput(documents), deadline=deadline)
+            text = TextInput(documents, truncation=parameters.truncation, stride=parameters.stride)
+            ranked = await pipeline.rerank(reference, query[0], text, deadline=deadline, raw=parameters.raw_scores)
             by_document = np.zeros(len(documents), np.float32)
             for document in ranked.documents:
                 by_document[document.index] = document.score
-            return ranked.version, {"scores": by_document}
+            return ranked.version, {"scores": by_document}, ranked.usage
         case _:
             inferred = await pipeline.infer(reference, inputs, deadline=deadline)
-            return inferred.version, inferred.outputs
+            return inferred.version, inferred.outputs, ()
 
 
-def _texts(inputs: Mapping[str, Array]) -> TextInput:
-    return TextInput(_strings(inputs, "text"))
+def _texts(inputs: Mapping[str, Array], parameters: InferParameters) -> TextInput:
+    _only(inputs, "text")
+    return TextInput(_strings(inputs, "text"), truncation=parameters.truncation, stride=parameters.stride)
+
+
+def _only(inputs: Mapping[str, Array], *names: str) -> None:
+    if unknown := sorted(set(inputs) - set(names)):
+        raise InvalidInputError(
+            f"The model has no input {unknown[0]!r}. Its inputs are {', '.join(names)}.", field="inputs"
+        )
 
 
 def _strings(inputs: Mapping[str, Array], name: str) -> list[str]:

@@ -15,7 +15,15 @@ from modelfleet.client.datatypes import datatype
 from modelfleet.inference import oip_models
 from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.models import HeldModel
-from modelfleet.inference.oip_tensors import read_inputs, takes_long_to_read, wanted_outputs, write_outputs
+from modelfleet.inference.oip_classification import classified
+from modelfleet.inference.oip_parameters import read_parameters
+from modelfleet.inference.oip_tensors import (
+    read_inputs,
+    takes_long_to_read,
+    wanted_outputs,
+    write_outputs,
+    write_usage,
+)
 from modelfleet.inference.pipeline import Pipeline
 from modelfleet.inference.served_models import ServedModels, ServedVersion
 from modelfleet.inference.servicer import deadline
@@ -61,7 +69,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         del request, context
         return pb.ServerMetadataResponse(
-            name="modelfleet", version=package_version("modelfleet"), extensions=["model_configuration", "statistics"]
+            name="modelfleet",
+            version=package_version("modelfleet"),
+            extensions=["classification", "model_configuration", "statistics"],
         )
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
@@ -97,17 +107,21 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         read = functools.partial(read_inputs, request)
         inputs = await asyncio.to_thread(read) if takes_long_to_read(request) else read()
         async with self._pipeline.held(reference) as (key, model):
-            wanted = wanted_outputs(request, oip_models.signature(model).outputs)
+            seen = oip_models.signature(model)
+            wanted = wanted_outputs(request, seen.outputs)
+            parameters = read_parameters(request, model.manifest.task, deadline(context))
             # By number from here on, so that one version answers even if the alias moves meanwhile.
-            version, outputs = await oip_models.infer(
-                self._pipeline, _pinned(key), model.manifest.task, inputs, deadline(context)
+            version, outputs, usage = await oip_models.infer(
+                self._pipeline, _pinned(key), model.manifest.task, inputs, parameters
             )
+            outputs = classified(outputs, wanted, model)
         response = pb.ModelInferResponse(
             model_name=request.model_name, model_version=str(version.model_version), id=request.id
         )
         # A request without data of either kind cannot tell how it wants its answer: raw is what all clients read.
         raw = bool(request.raw_input_contents) or not request.inputs
-        write_outputs(response, outputs, wanted, raw=raw)
+        write_outputs(response, outputs, list(wanted), raw=raw)
+        write_usage(response, usage)
         return response
 
     async def _described(self, reference: ModelReference) -> tuple[VersionKey, HeldModel]:

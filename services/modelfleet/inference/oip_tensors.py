@@ -1,5 +1,6 @@
 """Tensors of the Open Inference Protocol from and to numpy, on the server's side: nothing that arrives is trusted."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +9,9 @@ import numpy as np
 
 from modelfleet.api.oip.v2 import open_inference_pb2 as pb
 from modelfleet.client.datatypes import BYTES, DATATYPES, as_bytes, bytes_array, datatype, from_raw, to_raw
+from modelfleet.inference.oip_parameters import class_count
 from modelfleet.inference.tensor_spec import Array, TensorSpec
+from modelfleet.inference.tokens import TextUsage
 from modelfleet.runtime.errors import InvalidInputError
 
 # As numpy has it.
@@ -46,19 +49,31 @@ def read_inputs(request: pb.ModelInferRequest) -> dict[str, Array]:
     for index, tensor in enumerate(request.inputs):
         if tensor.name in inputs:
             raise InvalidInputError(f"The input {tensor.name!r} is given twice. Give it once.", field="inputs")
+        if raw and tensor.HasField("contents"):
+            raise InvalidInputError(
+                f"The input {tensor.name!r} has contents beside raw_input_contents. Give one of them.", field="inputs"
+            )
         inputs[tensor.name] = _read(tensor, raw[index] if raw else None)
     return inputs
 
 
-def wanted_outputs(request: pb.ModelInferRequest, specs: Sequence[TensorSpec]) -> list[str]:
-    """Return the outputs to answer, in order. Raises InvalidInputError for one that the model does not have."""
+def wanted_outputs(request: pb.ModelInferRequest, specs: Sequence[TensorSpec]) -> dict[str, int]:
+    """
+    Return the outputs to answer, in order, each with how many classes are asked for in place of its numbers, or 0.
+
+    Raises InvalidInputError for one that the model does not have, that is asked for twice, or with other parameters.
+    """
     names = [spec.name for spec in specs]
-    wanted = [output.name for output in request.outputs]
-    if unknown := sorted(set(wanted) - set(names)):
-        raise InvalidInputError(
-            f"The model has no output {unknown[0]!r}. Its outputs are {', '.join(names)}.", field="outputs"
-        )
-    return wanted or names
+    wanted: dict[str, int] = {}
+    for output in request.outputs:
+        if output.name not in names:
+            raise InvalidInputError(
+                f"The model has no output {output.name!r}. Its outputs are {', '.join(names)}.", field="outputs"
+            )
+        if output.name in wanted:
+            raise InvalidInputError(f"The output {output.name!r} is asked for twice. Ask once.", field="outputs")
+        wanted[output.name] = class_count(output)
+    return wanted or dict.fromkeys(names, 0)
 
 
 def write_outputs(
@@ -78,6 +93,15 @@ def write_outputs(
         else:
             elements = map(as_bytes, array.ravel()) if array.dtype.hasobject else array.ravel().tolist()
             getattr(tensor.contents, DATATYPES[tensor.datatype][1]).extend(elements)
+
+
+def write_usage(response: pb.ModelInferResponse, usage: Sequence[TextUsage]) -> None:
+    """Say of each text, as JSON lists in parameters, how many tokens it had, whether it was cut, and its windows."""
+    if not usage:
+        return
+    response.parameters["token_counts"].string_param = json.dumps([text.token_count for text in usage])
+    response.parameters["truncated"].string_param = json.dumps([text.truncated for text in usage])
+    response.parameters["window_counts"].string_param = json.dumps([text.window_count for text in usage])
 
 
 def _read(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> Array:

@@ -456,8 +456,8 @@ class ModelInferRequest(_message.Message):
 
         @_builtins.property
         def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-            """Parameters of the tensor. One that says the elements are elsewhere, in shared memory, is refused with
-            INVALID_ARGUMENT; unknown ones are ignored.
+            """Parameters of the tensor. There is none: one that says the elements are elsewhere, in shared memory, and any other
+            are refused with INVALID_ARGUMENT.
             """
 
         @_builtins.property
@@ -512,8 +512,9 @@ class ModelInferRequest(_message.Message):
         """Name of the tensor, as in ModelMetadata."""
         @_builtins.property
         def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-            """Parameters of the tensor. One that asks for another result than the plain tensor, such as `classification` or
-            shared memory, is refused with INVALID_ARGUMENT; unknown ones are ignored.
+            """Parameters of the tensor: `classification` (an integer) asks of a `tensor` model for the largest numbers of each
+            row in place of the numbers, as BYTES `value:index`, or `value:index:label`. Others are refused with
+            INVALID_ARGUMENT.
             """
 
         def __init__(
@@ -564,8 +565,11 @@ class ModelInferRequest(_message.Message):
     """Any text by which the caller tells this request from others. Returned in the response."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-        """Parameters of the request. Those that make it part of a sequence are refused with INVALID_ARGUMENT; unknown ones
-        are ignored.
+        """Parameters of the request, all optional. Of all models: `timeout` (microseconds, an integer). Of text models:
+        `truncation` (`right`, `left` or `forbidden`, which is the default) or `window_stride` (an integer), for texts longer
+        than the model takes. Of `embed`: `normalize` (true or false), `dimensions` (an integer). Of `classify`: `top_k` (an
+        integer). Of `entities`: `min_score` (a number). Of `rerank`: `raw_scores` (true or false). Others, such as those of
+        sequences, are refused with INVALID_ARGUMENT, and so is a `priority` other than 0.
         """
 
     @_builtins.property
@@ -706,7 +710,9 @@ class ModelInferResponse(_message.Message):
     """The request's `id`."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-        """Parameters of the response, in no order."""
+        """Parameters of the response, in no order. Of text models, as JSON lists in the order of the texts: `token_counts`
+        (before any cut), `truncated` (true or false) and `window_counts`.
+        """
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInferResponse.InferOutputTensor]:
