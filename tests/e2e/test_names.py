@@ -14,9 +14,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import grpc
 import numpy as np
 import pytest
-from harness.chart import render
 from harness.dns import ClusterDns, running_dns
-from harness.headless import HeadlessService, Timings, headless_service
+from harness.headless import HeadlessService, headless_service
 from modelfleet.api.inference.v1 import inference_pb2
 from modelfleet.api.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from modelfleet.client.channel import open_async_channel, open_hop
@@ -73,17 +72,6 @@ class Caller:
         return self.answers - before
 
 
-def timings_of_the_chart() -> Timings:
-    rendered = render()
-    variables = rendered.environment("pool-default")
-    hook = rendered.container("pool-default").get("lifecycle", {}).get("preStop", {"sleep": {"seconds": 0}})
-    return Timings(
-        pre_stop_s=hook["sleep"]["seconds"],
-        drain_delay_s=float(variables["MODELFLEET_DRAIN_DELAY_S"]),
-        connection_age_s=float(variables["MODELFLEET_MAX_CONNECTION_AGE_S"]),
-    )
-
-
 def embedding(channel: grpc.aio.Channel) -> Call:
     stub = InferenceServiceStub(channel)
 
@@ -138,8 +126,7 @@ async def callers(service: HeadlessService) -> AsyncIterator[dict[str, Caller]]:
 async def live(dns: ClusterDns, replicas: int) -> dict[str, Caller]:
     """Restart, scale up, scale down and kill replicas under load; return what callers saw of the last, the kill."""
     async with AsyncExitStack() as stack:
-        timings = timings_of_the_chart()
-        service = await stack.enter_async_context(headless_service(dns, f"of-{replicas}.svc", replicas, timings))
+        service = await stack.enter_async_context(headless_service(dns, f"of-{replicas}.svc", replicas))
         await service.scale(replicas)
         ways = await stack.enter_async_context(callers(service))
         await service.restart()

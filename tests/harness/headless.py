@@ -3,32 +3,57 @@
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Self
 
+from harness.chart import render
 from harness.dns import ClusterDns
 from harness.processes import ServiceProcess, service_process
 from harness.serving import until_serving
 
+Command = Callable[[str], Sequence[str]]
+"""From a replica's address to the module that serves and its own flags."""
+
+
+def replica(_address: str) -> Sequence[str]:
+    """Return the command of a replica that answers any call between services, and says which it is."""
+    return ("harness.replica",)
+
 
 @dataclass(frozen=True)
 class Timings:
-    """The chart's, in seconds."""
+    """How pods of the chart stop, and the age of their connections, in seconds."""
 
     pre_stop_s: float
     drain_delay_s: float
     connection_age_s: float
 
+    @classmethod
+    def of_the_chart(cls) -> Self:
+        """Return its defaults."""
+        rendered = render()
+        variables = rendered.environment("pool-default")
+        hook = rendered.container("pool-default").get("lifecycle", {}).get("preStop", {"sleep": {"seconds": 0}})
+        return cls(
+            pre_stop_s=hook["sleep"]["seconds"],
+            drain_delay_s=float(variables["MODELFLEET_DRAIN_DELAY_S"]),
+            connection_age_s=float(variables["MODELFLEET_MAX_CONNECTION_AGE_S"]),
+        )
+
 
 class HeadlessService:
     """Does to its replicas what Kubernetes does to pods, and tells the name server when it would."""
 
-    def __init__(self, dns: ClusterDns, name: str, network: int, timings: Timings, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, dns: ClusterDns, name: str, network: int, *, timings: Timings, command: Command, stack: AsyncExitStack
+    ) -> None:
         self._dns = dns
         self._name = name
         self._network = network
         self._timings = timings
+        self._command = command
         self._stack = stack
         self._port = _free_port()
         self._last = 1
@@ -78,7 +103,7 @@ class HeadlessService:
             *("--drain-delay-s", str(self._timings.drain_delay_s)),
             *("--max-connection-age-s", str(self._timings.connection_age_s)),
         )
-        process = service_process("-m", "harness.replica", *flags)
+        process = service_process("-m", *self._command(address), *flags)
         self._processes[address] = await asyncio.to_thread(process.__enter__)
         self._stack.push_async_callback(asyncio.to_thread, process.__exit__, None, None, None)
         await until_serving(f"{address}:{self._port}")
@@ -101,11 +126,11 @@ class HeadlessService:
 
 @asynccontextmanager
 async def headless_service(
-    dns: ClusterDns, name: str, network: int, timings: Timings
+    dns: ClusterDns, name: str, network: int, command: Command = replica
 ) -> AsyncIterator[HeadlessService]:
     """Give a Service without replicas; they live in 127.0.`network`, and what still runs at the end is killed."""
     async with AsyncExitStack() as stack:
-        yield HeadlessService(dns, name, network, timings, stack)
+        yield HeadlessService(dns, name, network, timings=Timings.of_the_chart(), command=command, stack=stack)
 
 
 def _free_port() -> int:
