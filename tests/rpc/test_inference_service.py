@@ -320,6 +320,22 @@ async def test_a_long_document_is_as_relevant_as_its_best_window(worker: Worker)
     assert by_index[1].score == pytest.approx(relevance("cat", "the mat"), abs=1e-5)
 
 
+async def test_a_request_chooses_how_words_are_labelled(worker: Worker) -> None:
+    def ask(aggregation: int) -> grpc.aio.UnaryUnaryCall:
+        request = pb.ExtractEntitiesRequest(model="labeller", texts=["the tokening"], aggregation=aggregation)
+        return worker.inference.ExtractEntities(request)
+
+    unsaid, first, simple = [
+        [(one.label, one.text) for one in (await ask(way)).results[0].entities]
+        for way in (pb.AGGREGATION_UNSPECIFIED, pb.AGGREGATION_FIRST, pb.AGGREGATION_SIMPLE)
+    ]
+    assert unsaid == first == [("CAT", "the"), ("MAT", "tokening")]
+    assert simple == [("CAT", "the"), ("MAT", "token"), ("CAT", "ing")]
+    with pytest.raises(grpc.aio.AioRpcError, match="aggregation is 9, which this release does not know") as caught:
+        await ask(9)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_model_s_prompt_is_put_before_each_text_and_its_dimensions_are_cut_last(worker: Worker) -> None:
     answer = await worker.inference.Embed(pb.EmbedRequest(model="prompted", texts=["mat", "hello"]))
     whole = [unit(embedded(encoded(f"the cat: {text}").ids)) for text in ("mat", "hello")]

@@ -1,7 +1,7 @@
 """`modelfleet embed | classify | entities | rerank`."""
 
 from collections.abc import Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import typer
@@ -114,6 +114,10 @@ def entities(
     *,
     source: InputOption = None,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out entities that score lower.")] = 0,
+    aggregation: Annotated[
+        Literal["simple", "first", "max", "average"] | None,
+        typer.Option(help="How the labels of a word's pieces become the word's; as the model says when absent."),
+    ] = None,
     truncation: TruncationOption = "right",
     window_stride: WindowOption = None,
     inference: InferenceOption = None,
@@ -128,7 +132,12 @@ def entities(
     given = read_texts(texts, source)
     with open_client(inference=inference, timeout_s=timeout) as client:
         answer = client.extract_entities(
-            model, given, min_score=min_score, truncation=truncation, window_stride=window_stride
+            model,
+            given,
+            min_score=min_score,
+            aggregation=aggregation,
+            truncation=truncation,
+            window_stride=window_stride,
         )
     if as_json:
         print_json(answer)

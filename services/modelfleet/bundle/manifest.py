@@ -53,6 +53,19 @@ class Activation(StrEnum):
     """They stay what they are: scores of a regression."""
 
 
+class Aggregation(StrEnum):
+    """How the labels of a word's tokens become the word's."""
+
+    SIMPLE = "simple"
+    """Not at all: each token has its own, and an entity may be a part of a word."""
+    FIRST = "first"
+    """The first token's is the word's."""
+    MAX = "max"
+    """That of the token whose label is surest is the word's."""
+    AVERAGE = "average"
+    """The mean of the tokens' probabilities is the word's."""
+
+
 class Batching(StrEnum):
     """Which rows share a run of the graph."""
 
@@ -88,6 +101,8 @@ class Manifest(BaseModel):
     """For `embed`."""
     normalize: bool = False
     """For `embed`: scale vectors to L2 norm 1."""
+    aggregation: Aggregation = Aggregation.FIRST
+    """For `entities`, where a request does not say."""
     prompt: str = ""
     """For `embed`: text that is put before each text."""
     truncate_dimensions: int | None = Field(default=None, ge=1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from modelfleet.client.steps import Method, Procedure, Service, ask
 from modelfleet.client.tensors import infer_outputs, infer_request
 from modelfleet.runtime.errors import InvalidInputError
 
+Aggregation: TypeAlias = Literal["simple", "first", "max", "average"]
 Truncation: TypeAlias = Literal["right", "left", "forbidden"]
 
 _PATH = "/modelfleet.api.inference.v1.InferenceService"
@@ -129,12 +130,18 @@ def extract_entities(
     texts: Sequence[str],
     *,
     min_score: float = 0,
+    aggregation: Aggregation | None = None,
     truncation: Truncation = "right",
     window_stride: int | None = None,
     affinity_key: str = "",
     timeout_s: float | None = None,
 ) -> Procedure[ExtractedEntities]:
-    """Find labelled spans in texts; those below `min_score` are left out. See `embed` for the rest."""
+    """
+    Find labelled spans in texts; those below `min_score` are left out.
+
+    `aggregation` says how the labels of a word's tokens become the word's: `first` token's, that of the surest (`max`),
+    by their `average`, or not at all (`simple`); None as the model's manifest says. See `embed` for the rest.
+    """
 
     def request(reference: str, part: slice) -> pb.ExtractEntitiesRequest:
         return pb.ExtractEntitiesRequest(
@@ -143,6 +150,7 @@ def extract_entities(
             truncation=truncation_value(truncation),
             windowing=windowing_message(window_stride),
             min_score=min_score,
+            aggregation=aggregation_value(aggregation),
         )
 
     responses = yield from ask_in_parts(
@@ -265,6 +273,17 @@ def truncation_value(name: Truncation) -> tokenizer_pb2.Truncation.ValueType:
     if name not in _TRUNCATION:
         raise InvalidInputError(f"truncation is {name!r}. Use one of {', '.join(_TRUNCATION)}.", field="truncation")
     return _TRUNCATION[name]
+
+
+def aggregation_value(name: Aggregation | None) -> pb.Aggregation.ValueType:
+    """Return the protocol's value. Raises InvalidInputError for an unknown name."""
+    if name is None:
+        return pb.AGGREGATION_UNSPECIFIED
+    if name not in get_args(Aggregation):
+        raise InvalidInputError(
+            f"aggregation is {name!r}. Use one of {', '.join(get_args(Aggregation))}.", field="aggregation"
+        )
+    return pb.Aggregation.Value(f"AGGREGATION_{name.upper()}")
 
 
 def windowing_message(stride: int | None) -> tokenizer_pb2.Windowing | None:

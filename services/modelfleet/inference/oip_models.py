@@ -107,7 +107,11 @@ async def infer(
         case Task.ENTITIES:
             text = _texts(inputs, parameters)
             extracted = await pipeline.extract_entities(
-                reference, text, deadline=deadline, min_score=parameters.min_score
+                reference,
+                text,
+                deadline=deadline,
+                min_score=parameters.min_score,
+                aggregation=parameters.aggregation,
             )
             lists: Any = [
                 [json.dumps([asdict(entity) for entity in found], ensure_ascii=False).encode()]

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from modelfleet.api.oip.v2 import open_inference_pb2 as pb
-from modelfleet.bundle.manifest import Task
+from modelfleet.bundle.manifest import Aggregation, Task
 from modelfleet.inference.tokenization import Truncation
 from modelfleet.runtime.errors import InvalidInputError
 
@@ -31,6 +31,7 @@ class InferParameters:
     dimensions: int = 0
     top_k: int = 0
     min_score: float = 0.0
+    aggregation: Aggregation | None = None
     raw_scores: bool = False
 
 
@@ -44,6 +45,7 @@ _PARAMETERS: Mapping[str, tuple[str, tuple[Task, ...], str]] = MappingProxyType(
         "dimensions": ("dimensions", (Task.EMBED,), "an integer"),
         "top_k": ("top_k", (Task.CLASSIFY,), "an integer"),
         "min_score": ("min_score", (Task.ENTITIES,), "a number"),
+        "aggregation": ("aggregation", (Task.ENTITIES,), "a string"),
         "raw_scores": ("raw_scores", (Task.RERANK,), "true or false"),
         "timeout": ("deadline", (), "an integer"),
         "priority": ("", (), "an integer"),
@@ -70,12 +72,8 @@ def read_parameters(request: pb.ModelInferRequest, task: Task, deadline: float) 
     """
     Return what a request asks of a model of `task`.
 
-    Raises InvalidInputError for a parameter of the request, or of one of its inputs, that is unknown, of another kind,
-    or without meaning for the task.
+    Raises InvalidInputError for a parameter that is unknown, of another kind, or without meaning for the task.
     """
-    for tensor in request.inputs:
-        for name in tensor.parameters:
-            raise _unknown(f"The parameter {name!r} of the input {tensor.name!r}", name, ())
     values: dict[str, Any] = {}
     for name, parameter in request.parameters.items():
         field, tasks, kind = _PARAMETERS.get(name, ("", (), ""))
@@ -92,6 +90,13 @@ def read_parameters(request: pb.ModelInferRequest, task: Task, deadline: float) 
             field="parameters",
         )
     return InferParameters(deadline=deadline, **values)
+
+
+def check_inputs(request: pb.ModelInferRequest) -> None:
+    """Raise InvalidInputError for a parameter of an input: there is none."""
+    for tensor in request.inputs:
+        for name in tensor.parameters:
+            raise _unknown(f"The parameter {name!r} of the input {tensor.name!r}", name, ())
 
 
 def class_count(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> int:
@@ -126,6 +131,14 @@ def _truncation(_: str, value: str) -> Truncation:
     return TRUNCATIONS[value]
 
 
+def _aggregation(_: str, value: str) -> Aggregation:
+    if value not in list(Aggregation):
+        raise InvalidInputError(
+            f"The parameter 'aggregation' is {value!r}. Use one of {', '.join(Aggregation)}.", field="parameters"
+        )
+    return Aggregation(value)
+
+
 def _deadline(_: str, microseconds: int) -> float:
     if microseconds < 1:
         raise InvalidInputError(
@@ -146,7 +159,7 @@ def _as_it_is(_: str, value: Any) -> Any:
 
 
 _READERS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
-    {"truncation": _truncation, "timeout": _deadline, "priority": _priority}
+    {"truncation": _truncation, "aggregation": _aggregation, "timeout": _deadline, "priority": _priority}
 )
 
 

@@ -16,7 +16,7 @@ from modelfleet.inference import oip_models
 from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.models import HeldModel
 from modelfleet.inference.oip_classification import classified
-from modelfleet.inference.oip_parameters import read_parameters
+from modelfleet.inference.oip_parameters import check_inputs, read_parameters
 from modelfleet.inference.oip_tensors import (
     read_inputs,
     takes_long_to_read,
@@ -104,6 +104,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         reference = _reference(request.model_name, request.model_version)
+        check_inputs(request)
         read = functools.partial(read_inputs, request)
         inputs = await asyncio.to_thread(read) if takes_long_to_read(request) else read()
         async with self._pipeline.held(reference) as (key, model):

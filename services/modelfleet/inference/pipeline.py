@@ -8,7 +8,7 @@ seconds on the monotonic clock, infinite where the caller set none.
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelfleet.bundle.bundle import Bundle
-from modelfleet.bundle.manifest import Activation, Task
+from modelfleet.bundle.manifest import Activation, Aggregation, Task
 from modelfleet.bundle.reference import ModelReference
 from modelfleet.inference import metrics, row_faults
 from modelfleet.inference.assignment import VersionKey
@@ -28,6 +28,7 @@ from modelfleet.inference.request_limits import RequestLimits
 from modelfleet.inference.results import INLINE_SCORES, Classified, Embedded, Extracted, Inferred, Reranked
 from modelfleet.inference.served_models import EvictedError, NotHeldError, ServedModels, ServedVersion
 from modelfleet.inference.tasks import classify, embed, entities, rerank, tensors, windows
+from modelfleet.inference.tasks.labelled_windows import LabelledWindow
 from modelfleet.inference.tensor_spec import Array
 from modelfleet.inference.token_ids import check_token_ids
 from modelfleet.inference.tokenization import Tokenization, TokenizeOptions, Truncation, of_documents
@@ -136,15 +137,27 @@ class Pipeline:
         return Classified(version, labels, tokens.usage())
 
     async def extract_entities(
-        self, reference: ModelReference, text: TextInput, *, deadline: float, min_score: float = 0.0
+        self,
+        reference: ModelReference,
+        text: TextInput,
+        *,
+        deadline: float,
+        min_score: float = 0.0,
+        aggregation: Aggregation | None = None,
     ) -> Extracted:
-        """Return the entities of each text with at least `min_score`."""
+        """Return the entities of each text with at least `min_score`; `aggregation` None follows the manifest."""
         if not 0 <= min_score <= 1:
             raise InvalidInputError(f"min_score is {min_score}. Give a number from 0 to 1.", field="min_score")
         async with self._text_model(reference, Task.ENTITIES) as (version, model):
             tokens = await self._tokens(version, model, text, deadline, with_offsets=True)
             rows = await self._run(model, tokens, deadline, text.field)
-            extract = functools.partial(_entities, text.texts, tokens, rows, model.manifest.labels, min_score)
+            read = functools.partial(
+                entities.extract,
+                labels=model.manifest.labels,
+                min_score=min_score,
+                aggregation=aggregation or model.manifest.aggregation,
+            )
+            extract = functools.partial(_entities, text.texts, tokens, rows, read)
             found = extract() if len(tokens.ids) <= _INLINE_TOKENS else await asyncio.to_thread(extract)
         return Extracted(version, found, tokens.usage())
 
@@ -298,16 +311,19 @@ def _prompted(text: TextInput, prompt: str, version: VersionKey) -> TextInput:
 
 
 def _entities(
-    texts: Sequence[str], tokens: Tokens, rows: Sequence[Floats], labels: Sequence[str], min_score: float
+    texts: Sequence[str],
+    tokens: Tokens,
+    rows: Sequence[Floats],
+    read: Callable[[str, Sequence[LabelledWindow]], list[entities.Entity]],
 ) -> list[list[entities.Entity]]:
     assert tokens.offsets is not None
     labelled = [
-        entities.LabelledWindow(row, tokens.offsets[start : start + len(row)])
+        LabelledWindow(row, tokens.offsets[start : start + len(row)])
         for row, start in zip(rows, tokens.starts.tolist(), strict=False)
     ]
     firsts = windows.first_windows(tokens.window_counts).tolist()
     return [
-        entities.extract(text, labelled[first : first + count], labels, min_score)
+        read(text, labelled[first : first + count])
         for text, first, count in zip(texts, firsts, tokens.window_counts.tolist(), strict=True)
     ]
 

@@ -15,6 +15,7 @@ from modelfleet.api.inference.v1 import inference_pb2 as pb
 from modelfleet.api.inference.v1 import inference_pb2_grpc
 from modelfleet.api.manager.v1 import version_state_pb2
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2
+from modelfleet.bundle.manifest import Aggregation
 from modelfleet.bundle.reference import ModelReference
 from modelfleet.inference.assignment import VersionKey
 from modelfleet.inference.generation.answering import Answering, Chunk, Prompt, Turn
@@ -72,6 +73,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             _text(request, request.texts),
             deadline=deadline(context),
             min_score=request.min_score,
+            aggregation=_aggregation(request.aggregation),
         )
         return pb.ExtractEntitiesResponse(
             model=answer.version.model,
@@ -198,6 +200,14 @@ def _text(request: "TextRequest | pb.ExtractEntitiesRequest | pb.RerankRequest",
         truncation=_truncation(request.truncation),
         stride=request.windowing.stride if request.HasField("windowing") else None,
     )
+
+
+def _aggregation(value: "pb.Aggregation.ValueType") -> Aggregation | None:
+    if value == pb.AGGREGATION_UNSPECIFIED:
+        return None
+    if value not in pb.Aggregation.values():
+        raise InvalidInputError(f"aggregation is {value}, which this release does not know.", field="aggregation")
+    return Aggregation(pb.Aggregation.Name(value).removeprefix("AGGREGATION_").lower())
 
 
 def _truncation(value: "tokenizer_pb2.Truncation.ValueType") -> Truncation:

@@ -15,23 +15,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Offsets = NDArray[np.int32]
+from modelfleet.bundle.manifest import Aggregation
+from modelfleet.inference.tasks.labelled_windows import LabelledWindow, joined
+from modelfleet.inference.tasks.words import is_unspaced, words
 
 _SCHEMED = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
 _ANYWHERE = ("B", "I")
 _CONTINUING = ("I", "M", "E", "L")
 _ENDING = ("E", "L", "S", "U")
 _OUTSIDE = ("O", "")
-# Ideographs, Hiragana and Katakana: words of these are written without blanks between them.
-_UNSPACED = re.compile(
-    "[\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +40,15 @@ class Entity:
     score: float
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledWindow:
-    """The tokens of one window: probabilities [tokens, labels] and spans of characters [tokens, 2]."""
-
-    probabilities: Floats
-    offsets: Offsets
-
-
-def extract(text: str, windows: Sequence[LabelledWindow], labels: Sequence[str], min_score: float) -> list[Entity]:
+def extract(
+    text: str,
+    windows: Sequence[LabelledWindow],
+    labels: Sequence[str],
+    min_score: float,
+    aggregation: Aggregation = Aggregation.FIRST,
+) -> list[Entity]:
     """Return the entities of a text in order. Of overlapping windows, each token is read where it has more context."""
-    tokens = _joined([_without_blanks(text, window) for window in windows])
+    tokens = words(text, joined(text, windows), aggregation)
     kinds = _parsed(tuple(labels))
     best = tokens.probabilities.argmax(axis=1)
     inside = np.flatnonzero(np.array([kind != _OUTSIDE for kind in kinds])[best])
@@ -89,7 +82,7 @@ def _parsed(labels: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def _of_one_word(text: str, end: int, start: int) -> bool:
     """Whether a token that begins at `start` is a piece of the word of the one that ended at `end`."""
-    return start < end or (start == end and not _UNSPACED.match(text, start))
+    return start < end or (start == end and not is_unspaced(text, start))
 
 
 @dataclass(slots=True)
@@ -111,37 +104,3 @@ class _Span:
     @property
     def score(self) -> float:
         return sum(self.scores) / len(self.scores)
-
-
-def _without_blanks(text: str, window: LabelledWindow) -> LabelledWindow:
-    """Leave out special tokens, and the blanks that some tokenizers count to the word after them."""
-    offsets = np.array([_trimmed(text, start, end) for start, end in window.offsets.tolist()], np.int32).reshape(-1, 2)
-    covers_text = offsets[:, 1] > offsets[:, 0]
-    return LabelledWindow(window.probabilities[covers_text], offsets[covers_text])
-
-
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    piece = text[start:end]
-    return end - len(piece.lstrip()), start + len(piece.rstrip())
-
-
-def _joined(windows: Sequence[LabelledWindow]) -> LabelledWindow:
-    """Cut each overlap in its middle: every token is then read where it lies farther from an edge."""
-    filled = [window for window in windows if len(window.offsets)] or windows[:1]
-    # Characters at which reading passes from one window to the next.
-    cuts = [0, *(_cut(before, after) for before, after in pairwise(filled)), np.iinfo(np.int32).max]
-    read = [
-        (window.offsets[:, 0] >= start) & (window.offsets[:, 0] < end)
-        for window, (start, end) in zip(filled, pairwise(cuts), strict=True)
-    ]
-    return LabelledWindow(
-        np.concatenate([window.probabilities[mask] for window, mask in zip(filled, read, strict=True)]),
-        np.concatenate([window.offsets[mask] for window, mask in zip(filled, read, strict=True)]),
-    )
-
-
-def _cut(before: LabelledWindow, after: LabelledWindow) -> int:
-    last = before.offsets[-1, 0]
-    shared = int((after.offsets[:, 0] <= last).sum())
-    middle = (shared + 1) // 2
-    return int(after.offsets[middle, 0]) if middle < len(after.offsets) else int(last) + 1

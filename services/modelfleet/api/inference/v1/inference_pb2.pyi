@@ -21,6 +21,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Aggregation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AggregationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Aggregation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AGGREGATION_UNSPECIFIED: _Aggregation.ValueType  # 0
+    """As the model's manifest says; FIRST where it does not."""
+    AGGREGATION_SIMPLE: _Aggregation.ValueType  # 1
+    """Not at all: each token has its own, and an entity may be a part of a word."""
+    AGGREGATION_FIRST: _Aggregation.ValueType  # 2
+    """The first token's label is the word's."""
+    AGGREGATION_MAX: _Aggregation.ValueType  # 3
+    """The label of the token that is surest of its own is the word's."""
+    AGGREGATION_AVERAGE: _Aggregation.ValueType  # 4
+    """The mean of the tokens' probabilities decides."""
+
+class Aggregation(_Aggregation, metaclass=_AggregationEnumTypeWrapper):
+    """How the labels of a word's tokens become the word's. A word is letters and digits that touch, with their marks."""
+
+AGGREGATION_UNSPECIFIED: Aggregation.ValueType  # 0
+"""As the model's manifest says; FIRST where it does not."""
+AGGREGATION_SIMPLE: Aggregation.ValueType  # 1
+"""Not at all: each token has its own, and an entity may be a part of a word."""
+AGGREGATION_FIRST: Aggregation.ValueType  # 2
+"""The first token's label is the word's."""
+AGGREGATION_MAX: Aggregation.ValueType  # 3
+"""The label of the token that is surest of its own is the word's."""
+AGGREGATION_AVERAGE: Aggregation.ValueType  # 4
+"""The mean of the tokens' probabilities decides."""
+Global___Aggregation: _TypeAlias = Aggregation  # noqa: Y015
+
 class _Task:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -422,12 +454,15 @@ class ExtractEntitiesRequest(_message.Message):
     TRUNCATION_FIELD_NUMBER: _builtins.int
     WINDOWING_FIELD_NUMBER: _builtins.int
     MIN_SCORE_FIELD_NUMBER: _builtins.int
+    AGGREGATION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model reference."""
     truncation: _tokenizer_pb2.Truncation.ValueType
     """What to do with texts longer than the model takes, when `windowing` is absent."""
     min_score: _builtins.float
     """Leave out entities with a lower score, 0 to 1."""
+    aggregation: Global___Aggregation.ValueType
+    """How the labels of a word's tokens become the word's; unspecified: as the model's manifest says."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts, each at least one character."""
@@ -446,10 +481,11 @@ class ExtractEntitiesRequest(_message.Message):
         truncation: _tokenizer_pb2.Truncation.ValueType = ...,
         windowing: _tokenizer_pb2.Windowing | None = ...,
         min_score: _builtins.float = ...,
+        aggregation: Global___Aggregation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["windowing", b"windowing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_score", b"min_score", "model", b"model", "texts", b"texts", "truncation", b"truncation", "windowing", b"windowing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "min_score", b"min_score", "model", b"model", "texts", b"texts", "truncation", b"truncation", "windowing", b"windowing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

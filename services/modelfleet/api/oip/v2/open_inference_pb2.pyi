@@ -568,7 +568,7 @@ class ModelInferRequest(_message.Message):
         """Parameters of the request, all optional. Of all models: `timeout` (microseconds, an integer). Of text models:
         `truncation` (`right`, `left` or `forbidden`, which is the default) or `window_stride` (an integer), for texts longer
         than the model takes. Of `embed`: `normalize` (true or false), `dimensions` (an integer). Of `classify`: `top_k` (an
-        integer). Of `entities`: `min_score` (a number). Of `rerank`: `raw_scores` (true or false). Others, such as those of
+        integer). Of `entities`: `min_score` (a number), `aggregation` (`simple`, `first`, `max` or `average`). Of `rerank`: `raw_scores` (true or false). Others, such as those of
         sequences, are refused with INVALID_ARGUMENT, and so is a `priority` other than 0.
         """
 
