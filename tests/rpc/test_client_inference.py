@@ -11,7 +11,7 @@ from harness.letters import Letters, probability, served, serving_letters
 from modelfleet.api.inference.v1 import inference_pb2 as pb
 from modelfleet.api.manager.v1 import version_state_pb2
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2
-from modelfleet.client import AsyncClient
+from modelfleet.client import AsyncClient, Client
 from modelfleet.client.splitting import MAX_ITEMS
 from modelfleet.client.steps import AT_ONCE
 from modelfleet.runtime.errors import (
@@ -24,6 +24,7 @@ from modelfleet.runtime.errors import (
     OverloadedError,
     StateConflictError,
     UnavailableError,
+    UnknownCallError,
 )
 
 FAILED = version_state_pb2.VERSION_STATE_FAILED
@@ -150,7 +151,7 @@ async def test_a_full_queue_is_waited_for_within_a_large_batch(
     assert (len(answer.vectors), len(letters.requests)) == (MAX_ITEMS + 1, 4)
 
 
-async def test_a_full_queue_refuses_a_small_request_at_once(
+async def test_a_small_request_that_a_full_queue_refuses_is_sent_again_a_few_times(
     call: Caller, letters: Letters, targets: dict[str, str]
 ) -> None:
     letters.fail = lambda _: OverloadedError("The queue is full.")
@@ -159,7 +160,72 @@ async def test_a_full_queue_refuses_a_small_request_at_once(
         await call(targets, "embed", "letters", ["x"])
 
     assert caught.value.retry_after_s == pytest.approx(0.2)
-    assert len(letters.requests) == 1
+    assert len(letters.requests) == 4
+
+    letters.fail = lambda _: OverloadedError("The queue is full.") if len(letters.requests) < 7 else None
+    assert (await call(targets, "embed", "letters", ["x"])).vectors.shape == (1, 2)
+
+
+@pytest.mark.parametrize("texts", [1, 600], ids=["one call", "several"])
+@pytest.mark.parametrize("timeout_s", [0, 0.0, -0.5])
+async def test_no_time_left_is_no_default_but_an_error_before_anything_is_sent(
+    call: Caller, letters: Letters, targets: dict[str, str], timeout_s: float, texts: int
+) -> None:
+    with pytest.raises(DeadlineExpiredError, match="The time was up before the call: timeout_s is"):
+        await call(targets, "embed", "letters", ["x"] * texts, timeout_s=timeout_s)
+
+    assert letters.requests == []
+    with pytest.raises(InvalidInputError, match="timeout_s is NaN"):
+        await call(targets, "embed", "letters", ["x"], timeout_s=float("nan"))
+    await call(targets, "embed", "letters", ["x"], timeout_s=float("inf"))
+
+
+async def test_an_error_of_a_part_names_the_item_as_the_caller_counts(
+    call: Caller, letters: Letters, targets: dict[str, str]
+) -> None:
+    def empty(request: pb.EmbedRequest) -> InvalidInputError | None:
+        found = [index for index, text in enumerate(request.texts) if not text]
+        fields = [f"texts[{index}]" for index in found]
+        return InvalidInputError(f"{', '.join(fields)} is empty.", fields=fields) if found else None
+
+    letters.fail = empty
+    texts = ["x"] * 720
+    texts[700] = texts[710] = ""
+
+    with pytest.raises(InvalidInputError, match=r"^texts\[700\], texts\[710\] is empty") as caught:
+        await call(targets, "embed", "letters", texts)
+
+    assert (caught.value.field, caught.value.indexes) == ("texts[700]", (700, 710))
+
+
+async def test_texts_may_be_any_iterable_that_has_an_order(call: Caller, targets: dict[str, str]) -> None:
+    answer = await call(targets, "embed", "letters", ("x" * n for n in (1, 2, 3)))
+    assert answer.vectors[:, 0].tolist() == [1, 2, 3]
+
+
+async def test_a_service_that_does_not_know_a_call_is_named_with_its_address(
+    call: Caller, targets: dict[str, str]
+) -> None:
+    wrong = {"manager": targets["inference"]}
+    with pytest.raises(UnknownCallError) as caught:
+        await call(wrong, "models")
+    assert caught.value.message == (
+        f"The manager service at {targets['inference']} does not know this call: Method not found!. Is another service "
+        "there, or an older release? Say where the right one is with MODELFLEET_MANAGER."
+    )
+
+
+async def test_a_client_that_is_closed_says_so(targets: dict[str, str]) -> None:
+    with Client(**targets) as client:
+        pass
+    async with AsyncClient(**targets) as async_client:
+        pass
+    with pytest.raises(StateConflictError, match="This client is closed"):
+        client.embed("letters", ["x"])
+    with pytest.raises(StateConflictError, match="This client is closed"):
+        await async_client.embed("letters", ["x"])
+    with pytest.raises(StateConflictError, match="This client is closed"):
+        next(client.generate("letters", "x"))
 
 
 async def test_a_timeout_is_for_all_that_a_call_asks(call: Caller, letters: Letters, targets: dict[str, str]) -> None:

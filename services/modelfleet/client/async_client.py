@@ -23,6 +23,7 @@ from modelfleet.client.generation_calls import GeneratedChunk, Stream, chunk
 from modelfleet.client.steps import (
     AT_ONCE,
     DEFAULT_TIMEOUT_S,
+    DEFAULT_TRIES_WHEN_FULL,
     All,
     Ask,
     Messages,
@@ -31,11 +32,13 @@ from modelfleet.client.steps import (
     Procedure,
     Service,
     Step,
+    TriesWhenFull,
     Upload,
+    bounded,
     present,
 )
 from modelfleet.client.targets import targets
-from modelfleet.runtime.errors import ModelfleetError
+from modelfleet.runtime.errors import ModelfleetError, StateConflictError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,8 +77,12 @@ class AsyncClient:
         manager: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        tries_when_full: int = DEFAULT_TRIES_WHEN_FULL,
     ) -> None:
+        bounded(timeout_s)
         self._timeout_s = timeout_s
+        self._closed = False
+        self._tries_when_full = tries_when_full
         self._targets = targets(inference, tokenizer, manager)
         self._max_message_bytes = max_message_bytes
         self._channels: dict[Service, grpc.aio.Channel] = {}
@@ -89,6 +96,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections. Calls under way fail."""
+        self._closed = True
         for channel in self._channels.values():
             await channel.close()
 
@@ -146,12 +154,20 @@ class AsyncClient:
             case Pause():
                 await asyncio.sleep(step.seconds)
                 return None
+            case TriesWhenFull():
+                return self._tries_when_full
+
+    def _seconds(self, timeout_s: float | None) -> float | None:
+        """Return how long a call may take. Raises StateConflictError for a client that was closed."""
+        if self._closed:
+            raise StateConflictError("This client is closed. Make another one, or close it later.")
+        return bounded(self._timeout_s if timeout_s is None else timeout_s)
 
     async def _ask(self, call: Ask) -> object:
         try:
             return await self._callable(call.method)(
                 call.request,
-                timeout=call.timeout_s or self._timeout_s,
+                timeout=self._seconds(call.timeout_s),
                 wait_for_ready=call.wait_for_ready,
                 metadata=call.metadata,
             )
@@ -179,7 +195,7 @@ class AsyncClient:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=stream.method.response.FromString,
         )
-        call = send(stream.request, timeout=stream.timeout_s or self._timeout_s)
+        call = send(stream.request, timeout=self._seconds(stream.timeout_s))
         try:
             async for message in call:
                 yield chunk(message)
@@ -195,7 +211,7 @@ class AsyncClient:
             response_deserializer=step.method.response.FromString,
         )
         try:
-            response = await send(_off_the_loop(step.messages), timeout=step.timeout_s)
+            response = await send(_off_the_loop(step.messages), timeout=self._seconds(step.timeout_s))
         except grpc.RpcError as error:
             step.messages.check()
             raise from_call(error, step.method.service, self._targets[step.method.service]) from error

@@ -23,17 +23,20 @@ from modelfleet.client.generation_calls import GeneratedChunk, Stream, chunk
 from modelfleet.client.steps import (
     AT_ONCE,
     DEFAULT_TIMEOUT_S,
+    DEFAULT_TRIES_WHEN_FULL,
     All,
     Ask,
     Method,
     Pause,
     Procedure,
     Step,
+    TriesWhenFull,
     Upload,
+    bounded,
     present,
 )
 from modelfleet.client.targets import targets
-from modelfleet.runtime.errors import InternalError, ModelfleetError
+from modelfleet.runtime.errors import InternalError, ModelfleetError, StateConflictError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,7 +65,8 @@ class Client:
     `inference`, `tokenizer` and `manager` are gRPC targets. Without them, the environment's `MODELFLEET_INFERENCE`,
     `MODELFLEET_TOKENIZER` and `MODELFLEET_MANAGER` hold, or else localhost:8001, :8002 and :8003. A target
     `dns:///name:port` balances over all addresses of the name. A call's own `timeout_s` is for all of it; without one,
-    each request that it makes has the client's. UNAVAILABLE is tried again within it. Every failure is raised as one of
+    each request that it makes has the client's. UNAVAILABLE is tried again within it, and what a full
+    queue refuses is sent up to `tries_when_full` times, later and later. Every failure is raised as one of
     `modelfleet.runtime.errors`.
     """
 
@@ -74,8 +78,12 @@ class Client:
         manager: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        tries_when_full: int = DEFAULT_TRIES_WHEN_FULL,
     ) -> None:
+        bounded(timeout_s)
         self._timeout_s = timeout_s
+        self._closed = False
+        self._tries_when_full = tries_when_full
         self._targets = targets(inference, tokenizer, manager)
         self._channels = {
             service: open_channel(target, max_message_bytes=max_message_bytes)
@@ -91,6 +99,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections. Calls under way fail."""
+        self._closed = True
         for channel in self._channels.values():
             channel.close()
 
@@ -151,12 +160,20 @@ class Client:
             case Pause():
                 ended.wait(step.seconds)
                 return None
+            case TriesWhenFull():
+                return self._tries_when_full
+
+    def _seconds(self, timeout_s: float | None) -> float | None:
+        """Return how long a call may take. Raises StateConflictError for a client that was closed."""
+        if self._closed:
+            raise StateConflictError("This client is closed. Make another one, or close it later.")
+        return bounded(self._timeout_s if timeout_s is None else timeout_s)
 
     def _ask(self, call: Ask) -> object:
         try:
             return self._callable(call.method)(
                 call.request,
-                timeout=call.timeout_s or self._timeout_s,
+                timeout=self._seconds(call.timeout_s),
                 wait_for_ready=call.wait_for_ready,
                 metadata=call.metadata,
             )
@@ -182,7 +199,7 @@ class Client:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=stream.method.response.FromString,
         )
-        call = send(stream.request, timeout=stream.timeout_s or self._timeout_s)
+        call = send(stream.request, timeout=self._seconds(stream.timeout_s))
         try:
             for message in call:
                 yield chunk(message)
@@ -199,7 +216,7 @@ class Client:
             response_deserializer=step.method.response.FromString,
         )
         try:
-            response = send(step.messages, timeout=step.timeout_s)
+            response = send(step.messages, timeout=self._seconds(step.timeout_s))
         except grpc.RpcError as error:
             step.messages.check()
             raise from_call(error, step.method.service, self._targets[step.method.service]) from error

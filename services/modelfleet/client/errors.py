@@ -23,6 +23,22 @@ _BARE_CODES: dict[grpc.StatusCode, type[ModelfleetError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidInputError,
     grpc.StatusCode.NOT_FOUND: errors.NotFoundError,
     grpc.StatusCode.FAILED_PRECONDITION: errors.StateConflictError,
+    grpc.StatusCode.UNIMPLEMENTED: errors.UnknownCallError,
+    grpc.StatusCode.CANCELLED: errors.CallCancelledError,
+    grpc.StatusCode.UNAUTHENTICATED: errors.UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDeniedError,
+}
+# What follows "The <service> service at <target>", by the class of the error that no service wrote.
+_SAID: dict[type[ModelfleetError], str] = {
+    errors.UnavailableError: "cannot be reached: {message}. Start it, or say where it is with {setting}.",
+    errors.DeadlineExpiredError: "did not answer in time. Allow it more, or send less at once.",
+    errors.UnknownCallError: (
+        "does not know this call: {message}. Is another service there, or an older release? Say where the right one is "
+        "with {setting}."
+    ),
+    errors.CallCancelledError: "cancelled the call, or a proxy before it did: {message}. Call again.",
+    errors.UnauthenticatedError: "does not know who calls: {message}. Give the credentials that it asks for.",
+    errors.PermissionDeniedError: "does not allow this call: {message}. Ask those who run it for the permission.",
 }
 
 
@@ -55,16 +71,11 @@ def from_call(error: grpc.RpcError, service: str, target: str) -> ModelfleetErro
     translated = from_rpc_error(error)
     if translated.request_id:
         return translated
-    if isinstance(translated, errors.UnavailableError):
-        said = (
-            f"The {service} service at {target} cannot be reached: {translated.message.rstrip('.')}. "
-            f"Start it, or say where it is with MODELFLEET_{service.upper()}."
-        )
-    elif isinstance(translated, errors.DeadlineExpiredError):
-        said = f"The {service} service at {target} did not answer in time. Allow it more, or send less at once."
-    else:
-        return translated
-    return type(translated)(said)
+    form = _SAID.get(type(translated), f"answered {error.code().name}: {{message}}.")
+    said = form.format(message=translated.message.rstrip("."), setting=f"MODELFLEET_{service.upper()}")
+    told = type(translated)(f"The {service} service at {target} {said}", fields=translated.fields)
+    told.retry_after_s = translated.retry_after_s
+    return told
 
 
 def _details(error: grpc.RpcError) -> list[object]:

@@ -25,7 +25,7 @@ from modelfleet.client.answers import (
 )
 from modelfleet.client.datatypes import Array
 from modelfleet.client.packing import as_ids, pack_sequences, unpack_vectors
-from modelfleet.client.splitting import ask_in_parts, parts, text_sizes
+from modelfleet.client.splitting import ask_in_parts, parts, text_list, text_sizes
 from modelfleet.client.steps import Method, Procedure, Service, ask
 from modelfleet.client.tensors import infer_outputs, infer_request
 from modelfleet.runtime.errors import InvalidInputError
@@ -66,6 +66,7 @@ def embed(
     `window_stride` tokens. `normalize` overrules the model's manifest; `dimensions` keeps the leading ones only.
     Calls with one `affinity_key`, such as a user's id, are answered by one version while the alias names two.
     """
+    texts = text_list(texts, "texts")
     sizes, inputs = _inputs(texts, token_ids)
 
     def request(reference: str, part: slice) -> pb.EmbedRequest:
@@ -101,6 +102,7 @@ def classify(
     timeout_s: float | None = None,
 ) -> Procedure[Classifications]:
     """Score the labels of texts, or of token ids; `top_k` keeps the best only. See `embed` for the rest."""
+    texts = text_list(texts, "texts")
     sizes, inputs = _inputs(texts, token_ids)
 
     def request(reference: str, part: slice) -> pb.ClassifyRequest:
@@ -142,6 +144,7 @@ def extract_entities(
     `aggregation` says how the labels of a word's tokens become the word's: `first` token's, that of the surest (`max`),
     by their `average`, or not at all (`simple`); None as the model's manifest says. See `embed` for the rest.
     """
+    texts = text_list(texts, "texts")
 
     def request(reference: str, part: slice) -> pb.ExtractEntitiesRequest:
         return pb.ExtractEntitiesRequest(
@@ -184,6 +187,7 @@ def rerank(
 ) -> Procedure[Ranking]:
     """Order documents by relevance to a query; `top_k` keeps the best only. See `embed` for the rest."""
     text_sizes([query], "query")
+    documents = text_list(documents, "documents")
     sizes = text_sizes(documents, "documents")
     slices = parts(sizes)
 

@@ -1,14 +1,17 @@
 """Batches larger than a message, sent as several calls that one model version answers."""
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Protocol, TypeVar
 
 from google.protobuf.message import Message
 
 from modelfleet.client.channel import DEFAULT_MAX_MESSAGE_BYTES
-from modelfleet.client.steps import Deadline, Method, Procedure, ask, pause, run_all
+from modelfleet.client.steps import Deadline, Method, Procedure, ask, pause, run_all, tries_when_full
 from modelfleet.runtime.errors import (
     InvalidInputError,
+    ModelfleetError,
     ModelLoadingError,
     ModelVersionNotFoundError,
     NotServedHereError,
@@ -24,6 +27,8 @@ MAX_TEXT_BYTES = DEFAULT_MAX_MESSAGE_BYTES // 2
 
 _STARTS = 3
 _TRIES = 10
+# As servers name what is at fault, by its index in their request.
+_ELEMENT = re.compile(r"\b(texts|documents|pairs|token_ids)\[(\d+)\]")
 _LONGEST_PAUSE_S = 2.0
 
 
@@ -62,13 +67,14 @@ def ask_in_parts(
     deadline = Deadline(timeout_s)
     first, *rest = parts(sizes)
     if not rest:
-        return [(yield from ask(method, request(model, first), deadline.left(), affinity_key=affinity_key))]
+        tries = yield from tries_when_full()
+        return [(yield from _ask_patiently(method, request(model, first), deadline, affinity_key, tries=tries))]
     for starts_left in reversed(range(_STARTS)):
         response = yield from _ask_patiently(method, request(model, first), deadline, affinity_key)
         pinned = _reference(response)
         try:
             others = yield from run_all(
-                _ask_patiently(method, request(pinned, part), deadline, affinity_key) for part in rest
+                _ask_part(method, request(pinned, part), deadline, affinity_key, part.start) for part in rest
             )
         except (NotServedHereError, ModelVersionNotFoundError, ModelLoadingError):
             if not starts_left or pinned == model:
@@ -78,15 +84,37 @@ def ask_in_parts(
     raise AssertionError("the last start returns or raises")
 
 
-def _ask_patiently(
-    method: Method[AnswerMessage], request: Message, deadline: Deadline, affinity_key: str = ""
+def _ask_part(
+    method: Method[AnswerMessage], request: Message, deadline: Deadline, affinity_key: str, start: int
 ) -> Procedure[AnswerMessage]:
-    """Ask again when a queue is full: a batch that is half done is worth the wait, unlike a single request."""
-    for tries in range(_TRIES - 1):
+    """Ask for the items from `start` on; an error names items as the caller counts them."""
+    try:
+        return (yield from _ask_patiently(method, request, deadline, affinity_key))
+    except ModelfleetError as error:
+        error.message = _ELEMENT.sub(lambda element: _moved(element, start), error.message)
+        error.args = (error.message,)
+        error.fields = tuple(_ELEMENT.sub(lambda element: _moved(element, start), field) for field in error.fields)
+        raise
+
+
+def _moved(element: re.Match[str], start: int) -> str:
+    return f"{element[1]}[{int(element[2]) + start}]"
+
+
+def _ask_patiently(
+    method: Method[AnswerMessage],
+    request: Message,
+    deadline: Deadline,
+    affinity_key: str = "",
+    *,
+    tries: int = _TRIES,
+) -> Procedure[AnswerMessage]:
+    """Ask again when a queue is full, later and later: a batch that is half done is worth more waits."""
+    for tried in range(tries - 1):
         try:
             return (yield from ask(method, request, deadline.left(), affinity_key=affinity_key))
         except OverloadedError as error:
-            seconds = min((error.retry_after_s or 1) * 2**tries, _LONGEST_PAUSE_S)
+            seconds = min((error.retry_after_s or 1) * 2**tried, _LONGEST_PAUSE_S)
             if not deadline.allows(seconds):
                 raise
             yield from pause(seconds)
@@ -105,10 +133,21 @@ def parts(sizes: Sequence[int], max_bytes: int = MAX_BYTES, max_items: int = MAX
     return [*found, slice(start, len(sizes))]
 
 
-def text_sizes(texts: Sequence[str], field: str) -> list[int]:
-    """Return the bytes of each text. Raises InvalidInputError, naming `field`, for what no message can carry."""
+def text_list(texts: Iterable[str], field: str) -> list[str]:
+    """Return the texts of any iterable. Raises InvalidInputError, naming `field`, for what is none or has no order."""
     if isinstance(texts, str):
         raise InvalidInputError(f"{field} is one string, not a list of strings. Write [{texts[:20]!r}].", field=field)
+    if isinstance(texts, bytes | AbstractSet | Mapping) or not isinstance(texts, Iterable):
+        raise InvalidInputError(
+            f"{field} is of the type {type(texts).__name__}, not a list of strings. Answers come in the order "
+            "of a list.",
+            field=field,
+        )
+    return list(texts)
+
+
+def text_sizes(texts: Sequence[str], field: str) -> list[int]:
+    """Return the bytes of each text. Raises InvalidInputError, naming `field`, for what no message can carry."""
     return list(_text_sizes(texts, field))
 
 

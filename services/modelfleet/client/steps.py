@@ -7,6 +7,7 @@ line but those that wait. Inside one, `yield from ask(...)` reads like a call.
 
 import functools
 import inspect
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from modelfleet.runtime.affinity import AFFINITY_HEADER
 from modelfleet.runtime.errors import DeadlineExpiredError, InvalidInputError
 
 DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_TRIES_WHEN_FULL = 4
 AT_ONCE = 4
 """Procedures that `All` has under way."""
 
@@ -111,6 +113,27 @@ class Pause:
     seconds: float
 
 
+def bounded(timeout_s: float) -> float | None:
+    """
+    Return the seconds that gRPC may take; None for no end.
+
+    Raises DeadlineExpiredError where none are left, as what is left of a caller's own time may be, and
+    InvalidInputError for what is no number.
+    """
+    if math.isnan(timeout_s):
+        raise InvalidInputError("timeout_s is NaN. Give seconds, or None for the client's default.", field="timeout_s")
+    if timeout_s <= 0:
+        raise DeadlineExpiredError(
+            f"The time was up before the call: timeout_s is {timeout_s:g}. Nothing was sent. Allow it more."
+        )
+    return None if math.isinf(timeout_s) else timeout_s
+
+
+@dataclass(frozen=True, slots=True)
+class TriesWhenFull:
+    """Tell how often the client sends a request that full queues refuse."""
+
+
 class Deadline:
     """
     When a call with a `timeout_s` of its own ends, whatever number of requests it makes.
@@ -120,7 +143,7 @@ class Deadline:
 
     def __init__(self, timeout_s: float | None) -> None:
         self._timeout_s = timeout_s
-        self._end = time.monotonic() + timeout_s if timeout_s else None
+        self._end = None if timeout_s is None else time.monotonic() + (bounded(timeout_s) or math.inf)
 
     def left(self) -> float | None:
         """Return the seconds that the next request may take. Raises DeadlineExpiredError when none are left."""
@@ -138,7 +161,7 @@ class Deadline:
         return self._end is None or time.monotonic() + seconds < self._end
 
 
-Step: TypeAlias = Ask | All | Upload | Pause
+Step: TypeAlias = Ask | All | Upload | Pause | TriesWhenFull
 Procedure: TypeAlias = Generator[Step, Any, R]
 
 
@@ -170,6 +193,12 @@ def upload(method: Method[M], messages: Iterator[Message], timeout_s: float) -> 
 def pause(seconds: float) -> Procedure[None]:
     """Let time pass."""
     yield Pause(seconds)
+
+
+def tries_when_full() -> Procedure[int]:
+    """Return how often the client sends a request that full queues refuse."""
+    tries: int = yield TriesWhenFull()
+    return tries
 
 
 def present(method: Callable[..., object], procedure: Callable[..., object]) -> None:

@@ -9,7 +9,7 @@ from modelfleet.api.tokenizer.v1 import tokenizer_pb2 as pb
 from modelfleet.client.answers import Tokens
 from modelfleet.client.inference_calls import Truncation, truncation_value, windowing_message
 from modelfleet.client.packing import Ids, pack_sequences, unpack_ints, unpack_sequences
-from modelfleet.client.splitting import text_sizes
+from modelfleet.client.splitting import text_list, text_sizes
 from modelfleet.client.steps import Deadline, Method, Procedure, Service, ask
 from modelfleet.runtime.errors import InvalidInputError
 
@@ -38,6 +38,7 @@ def tokenize(
     `window_stride` tokens.
     """
     deadline = Deadline(timeout_s)
+    texts, pairs = text_list(texts, "texts"), text_list(pairs, "pairs")
     text_sizes(texts, "texts")
     text_sizes(pairs, "pairs")
     request = pb.TokenizeRequest(

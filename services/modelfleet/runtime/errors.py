@@ -32,6 +32,10 @@ ModelfleetError
 ├── DigestMismatchError          bytes do not have the hash announced for them
 ├── SessionFailureError          a session failed while it ran the model
 ├── NotFiniteError               the model answered with what is not a number, or infinite
+├── UnknownCallError             the server has no such call (raised by the client)
+├── CallCancelledError           the call was cancelled on its way (raised by the client)
+├── UnauthenticatedError         the server does not know the caller (raised by the client)
+├── PermissionDeniedError        the caller may not do this (raised by the client)
 └── InternalError                anything unforeseen
 
 Only the standard library is imported here: the bare client and the domain code share this file.
@@ -296,6 +300,22 @@ class NotFiniteError(ModelfleetError):
     """The model answered an input with NaN or infinity, as narrow numbers do that overflow."""
 
     reason = Reason.NOT_FINITE
+
+
+class UnknownCallError(ModelfleetError):
+    """The server has no such call: it is another service, or of another release."""
+
+
+class CallCancelledError(ModelfleetError):
+    """The call was cancelled, by the server or on its way."""
+
+
+class UnauthenticatedError(ModelfleetError):
+    """The server, or a proxy before it, does not know the caller."""
+
+
+class PermissionDeniedError(ModelfleetError):
+    """The server, or a proxy before it, does not let the caller do this."""
 
 
 class InternalError(ModelfleetError):

@@ -3,7 +3,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelfleet.client.splitting import MAX_TEXT_BYTES, parts, text_sizes
+from modelfleet.client.splitting import MAX_TEXT_BYTES, parts, text_list, text_sizes
 from modelfleet.runtime.errors import InvalidInputError
 
 
@@ -39,6 +39,10 @@ def test_sizes_are_those_of_utf_8() -> None:
     ("texts", "field", "message"),
     [
         ("one text", "texts", "one string, not a list"),
+        ({"a", "b"}, "texts", "of the type set, not a list of strings. Answers come in the order of a list"),
+        ({"a": "b"}, "texts", "of the type dict, not a list"),
+        (b"one text", "texts", "of the type bytes, not a list"),
+        (7, "texts", "of the type int, not a list"),
         (["a", 7], "texts[1]", "type int"),
         (["a", "b\ud800"], "texts[1]", "surrogate pair at character 1"),
         (["x" * (MAX_TEXT_BYTES + 1)], "texts[0]", "more than the"),
@@ -46,6 +50,6 @@ def test_sizes_are_those_of_utf_8() -> None:
 )
 def test_what_no_message_can_carry_is_refused_by_index(texts: list[str], field: str, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message) as caught:
-        text_sizes(texts, "texts")
+        text_sizes(text_list(texts, "texts"), "texts")
 
     assert caught.value.field == field

@@ -102,7 +102,7 @@ def batch(
     )
 
     async def work() -> "Summary":
-        async with AsyncClient(inference=inference, timeout_s=timeout) as client:
+        async with AsyncClient(inference=inference, timeout_s=timeout, tries_when_full=1) as client:
             return await run(client, settings)
 
     try:

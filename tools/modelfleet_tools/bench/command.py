@@ -75,7 +75,7 @@ def bench(
     sampled = texts_of_file(texts, text_column) if texts else made_up_texts(words)
 
     async def work() -> "tuple[ServedModel, list[Row]]":
-        async with AsyncClient(inference=inference, timeout_s=timeout) as client:
+        async with AsyncClient(inference=inference, timeout_s=timeout, tries_when_full=1) as client:
             served = await named_version(client, model)
             if served.task not in TASKS:
                 raise WrongTaskError(
