@@ -11,6 +11,7 @@ from modelfleet.runtime.errors import (
     DeadlineExpiredError,
     InvalidInputError,
     ModelNotFoundError,
+    NotFiniteError,
     OverloadedError,
     SessionFailureError,
     WrongTaskError,
@@ -108,6 +109,7 @@ class Answers:
 
     def __init__(self, **poison: Exception) -> None:
         self.poison = poison
+        self.alone: dict[str, Exception] = {}
         self.asked: list[list[str]] = []
 
     async def ask(self, inputs: Sequence[Inputs]) -> list[Result]:
@@ -116,7 +118,7 @@ class Answers:
         await asyncio.sleep(0)
         for text in texts:
             if text in self.poison:
-                raise self.poison[text]
+                raise self.alone.get(text, self.poison[text]) if len(texts) == 1 else self.poison[text]
         return [Result({}, len(text), truncated=False) for text in texts]
 
 
@@ -147,7 +149,30 @@ async def test_a_row_that_the_error_names_costs_no_search() -> None:
     outcomes = await sender(answers).send(tuple(row(n, "bad" if n == 5 else "text") for n in range(64)))
 
     assert [isinstance(outcome, Failed) for outcome in outcomes] == [n == 5 for n in range(64)]
-    assert [len(texts) for texts in answers.asked] == [64, 5, 1, 58]
+    assert [len(texts) for texts in answers.asked] == [64, 63, 1]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+async def test_a_small_job_with_a_row_that_the_model_cannot_answer_is_answered_but_for_that_row(rows: int) -> None:
+    # Nothing else is answered meanwhile, by which the service would be known to be well.
+    answers = Answers(bad=NotFiniteError("NaN", field=f"texts[{rows - 1}]"))
+    answers.alone = {"bad": NotFiniteError("NaN", field="texts[0]")}
+
+    outcomes = await sender(answers).send(tuple(row(n, "bad" if n == rows - 1 else "text") for n in range(rows)))
+
+    assert [type(outcome) for outcome in outcomes] == [Answered] * (rows - 1) + [Failed]
+    assert outcomes[-1].reason == "NOT_FINITE"
+
+
+async def test_all_rows_that_an_error_names_are_set_apart_at_once() -> None:
+    found = InvalidInputError("bad", fields=["texts[1]", "texts[4]"])
+    answers = Answers(bad=found)
+    answers.alone = {"bad": InvalidInputError("bad", field="texts[0]")}
+
+    outcomes = await sender(answers).send(tuple(row(n, "bad" if n in {1, 4} else "text") for n in range(6)))
+
+    assert [isinstance(outcome, Failed) for outcome in outcomes] == [n in {1, 4} for n in range(6)]
+    assert [len(texts) for texts in answers.asked] == [6, 4, 1, 1]
 
 
 @pytest.mark.parametrize(

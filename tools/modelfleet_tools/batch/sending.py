@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -27,7 +26,6 @@ _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 15.0
 _NOT_FOUND_PATIENCE_S = 30.0
 _FIELDS_OF_ROWS = ("texts", "query", "documents")
-_BLAMED_TEXT = re.compile(r"texts\[(\d+)\]")
 
 # Never a row's fault; tried again until patience ends.
 _SERVICES_FAULT = (errors.OverloadedError, errors.NotFoundError, errors.NotServedHereError)
@@ -49,7 +47,7 @@ class Sender:
     """
     Sends portions, tries again with growing pauses, and finds the rows that are at fault.
 
-    An error that is the request's fault is narrowed down to its rows. Any other is tried again. While nothing at all is
+    An error that names rows, or that is the request's fault, is narrowed down to its rows. Any other is tried again. While nothing at all is
     answered for `patience_s`, the service is at fault, and the last error is raised. While other requests are answered,
     the rows of one that failed 8 times, or 2 times by being too slow, are tried in halves, until a single row that
     fails alone has failed for good.
@@ -83,13 +81,9 @@ class Sender:
         while True:
             try:
                 return await self._try(rows)
-            except errors.WrongTaskError:
-                raise
-            except errors.InvalidInputError as error:
-                if not (error.field or "texts").startswith(_FIELDS_OF_ROWS):
-                    raise  # an option that no row gets through with
-                return await self._narrow(rows, error)
             except ModelfleetError as error:
+                if _names_rows(error):
+                    return await self._narrow(rows, error)
                 now = self._clock()
                 first_failure = first_failure or now
                 tries += 1
@@ -119,17 +113,27 @@ class Sender:
         if len(rows) == 1:
             (row,) = rows
             return [Failed(row.number, row.place, error.reason.value, error.message)]
-        blamed = _BLAMED_TEXT.match(error.field or "")
-        if blamed and (index := int(blamed[1])) < len(rows):
-            parts = [rows[:index], rows[index : index + 1], rows[index + 1 :]]
-        else:
-            parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-        settled = [await self._settle(part, _TRIES_OF_SUSPECTS) for part in parts]
-        return [outcome for part in settled for outcome in part]
+        blamed = [index for index in error.indexes if index < len(rows)]
+        if not blamed:
+            halves = (rows[: len(rows) // 2], rows[len(rows) // 2 :])
+            return [outcome for half in halves for outcome in await self._settle(half, _TRIES_OF_SUSPECTS)]
+        others = [row for index, row in enumerate(rows) if index not in blamed]
+        answered = iter(await self._settle(others, _TRIES_OF_SUSPECTS))
+        alone = {index: (await self._settle([rows[index]], _TRIES_OF_SUSPECTS))[0] for index in blamed}
+        return [alone.get(index) or next(answered) for index in range(len(rows))]
 
     def _patience_for(self, error: ModelfleetError) -> float:
         missing = isinstance(error, errors.NotFoundError)
         return min(self._patience_s, _NOT_FOUND_PATIENCE_S) if missing else self._patience_s
+
+
+def _names_rows(error: ModelfleetError) -> bool:
+    """Whether rows are at fault, so that no retry helps them. Raises an error that no row gets through with."""
+    if isinstance(error, errors.InvalidInputError):
+        if isinstance(error, errors.WrongTaskError) or not (error.field or "texts").startswith(_FIELDS_OF_ROWS):
+            raise error
+        return True
+    return bool(error.indexes)
 
 
 async def in_order(
