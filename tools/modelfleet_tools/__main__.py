@@ -1,5 +1,8 @@
 """The `modelfleet` command."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from modelfleet_tools import (
@@ -29,6 +32,7 @@ app = typer.Typer(
     help="Serve models, and ask them: three gRPC services on this machine or elsewhere.",
     epilog=EPILOG,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_show_locals=False,
 )
@@ -41,6 +45,7 @@ app.command()(registry.push)
 app.command()(registry.models)
 app.command()(registry.alias)
 app.command()(registry.place)
+app.command()(registry.delete)
 app.add_typer(rollout_commands.commands, name="rollout")
 app.add_typer(pools.commands, name="pools")
 app.command()(requests.embed)
@@ -57,6 +62,21 @@ app.command()(batch)
 app.command()(check)
 app.command()(evaluate)
 app.command()(bench)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"modelfleet {version('modelfleet')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _modelfleet(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the release and end.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

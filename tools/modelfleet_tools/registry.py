@@ -1,6 +1,6 @@
 """`modelfleet push | models | alias | place`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,7 @@ from modelfleet.runtime.errors import UnavailableError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from modelfleet_tools.consent import ForceOption, require_consent
 from modelfleet_tools.options import (
     DEFAULT_TIMEOUT_S,
     InferenceOption,
@@ -51,6 +52,7 @@ def push(
         typer.Option(metavar="NAME", help="Have this pool alone serve the model; may be given several times."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return only when a worker serves it. Needs --alias.")] = False,
+    force: ForceOption = False,
     manager: ManagerOption = None,
     inference: InferenceOption = None,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Longest wait for each part.")] = 600,
@@ -60,7 +62,8 @@ def push(
     Register the model in a folder as a new version. Only files that the manager lacks are sent.
 
     The folder is one of Hugging Face: an ONNX graph, config.json, tokenizer.json. What cannot be seen from these goes
-    into modelfleet.yaml there.
+    into modelfleet.yaml there. An alias that names another version already is moved only with consent: a rollout moves
+    it once all workers have the new version, and watches it.
 
     Example: modelfleet push .cache/samples/pii --name pii --alias stable --wait
     """
@@ -70,8 +73,19 @@ def push(
     if alias:
         check_alias_name(alias)
     with open_client(manager=manager, inference=inference, timeout_s=min(timeout, DEFAULT_TIMEOUT_S)) as client:
-        pushed = push_folder(client, folder, name, alias, pools=pool or (), timeout_s=timeout)
+        pushed = push_folder(client, folder, name, None, pools=pool or (), timeout_s=timeout)
         version = pushed.model_version
+        named = _named_before(client, name)
+        if alias and named.get(alias) != version.model_version:
+            if alias in named:
+                require_consent(
+                    f"{name}@{alias} names {name}@{named[alias]}, which is served; {name}@{version.model_version} "
+                    "would take its place at once.",
+                    force=force,
+                    instead=f"{name}@{version.model_version} is registered. Move the alias under watch: "
+                    f"modelfleet rollout start {name} {version.model_version} --alias {alias}.",
+                )
+            client.set_alias(name, alias, version.model_version)
         _tell_of_unknown_pools(client, pool or ())
         if wait:
             tell(f"Waiting until a worker serves {name}@{version.model_version} …")
@@ -86,8 +100,25 @@ def push(
     what = "registered" if pushed.created else "registered before, as the same files"
     print(f"{name}@{version.model_version} {what}" + (f"; {name}@{alias} names it" if alias else ""))
     if not alias:
-        serve = f"modelfleet alias {name}@stable {version.model_version}"
-        tell(f"No alias names it, so it is not served yet. Serve it: {serve}")
+        tell(_how_to_serve(name, version.model_version, named))
+
+
+def _named_before(client: Client, name: str) -> dict[str, int]:
+    """Return what each alias of a model names."""
+    found = next((model for model in client.models() if model.model == name), None)
+    return dict(found.aliases) if found else {}
+
+
+def _how_to_serve(name: str, number: int, aliases: Mapping[str, int]) -> str:
+    naming = sorted(alias for alias, named in aliases.items() if named == number)
+    if naming:
+        return f"It is what {', '.join(f'{name}@{alias}' for alias in naming)} names already."
+    if "stable" in aliases:
+        return (
+            f"{name}@stable names {name}@{aliases['stable']} still. Move it to this version, under watch: "
+            f"modelfleet rollout start {name} {number}"
+        )
+    return f"No alias names it, so it is not served yet. Serve it: modelfleet alias {name}@stable {number}"
 
 
 def models(
@@ -118,6 +149,7 @@ def alias(
     model_version: Annotated[int | None, typer.Argument(metavar="[NUMBER]", min=1, help="What it shall name.")] = None,
     *,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the alias.")] = False,
+    force: ForceOption = False,
     manager: ManagerOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
 ) -> None:
@@ -132,12 +164,38 @@ def alias(
     if delete == (model_version is not None):
         raise typer.BadParameter("Give the NUMBER of a version, or --delete.")
     with open_client(manager=manager, timeout_s=timeout) as client:
+        before = _named_before(client, parsed.model).get(parsed.alias)
         if model_version is None:
+            if before:
+                require_consent(f"Requests for {parsed}, which names {parsed.model}@{before}, would fail.", force=force)
             client.delete_alias(parsed.model, parsed.alias)
             print(f"{parsed} deleted")
         else:
             client.set_alias(parsed.model, parsed.alias, model_version)
-            print(f"{parsed} names {parsed.model}@{model_version}")
+            replaced = f", no longer {parsed.model}@{before}" if before not in (None, model_version) else ""
+            print(f"{parsed} names {parsed.model}@{model_version}{replaced}")
+
+
+def delete(
+    reference: Annotated[str, typer.Argument(metavar="NAME@NUMBER", help="The version of a model.")],
+    *,
+    force: ForceOption = False,
+    manager: ManagerOption = None,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """
+    Delete a version for good; its number is never used again. One that an alias or a rollout names stays.
+
+    Example: modelfleet delete pii@2
+    """
+    parsed = ModelReference.parse(reference)
+    if parsed.model_version is None:
+        raise typer.BadParameter(f"{reference!r} names no version. Write NAME@NUMBER, such as pii@2.")
+    with open_client(manager=manager, timeout_s=timeout) as client:
+        client.get_model_version(str(parsed))
+        require_consent(f"{parsed} would be deleted for good.", force=force)
+        client.delete_model_version(parsed.model, parsed.model_version)
+    print(f"{parsed} deleted")
 
 
 def place(
@@ -147,6 +205,7 @@ def place(
     ] = None,
     *,
     everywhere: Annotated[bool, typer.Option("--everywhere", help="Let every pool serve it.")] = False,
+    force: ForceOption = False,
     manager: ManagerOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
 ) -> None:
@@ -160,6 +219,12 @@ def place(
     if everywhere == bool(pools):
         raise typer.BadParameter("Give the names of pools, or --everywhere.")
     with open_client(manager=manager, timeout_s=timeout) as client:
+        if pools and (there := {pool.pool for pool in client.pools()}).isdisjoint(pools):
+            require_consent(
+                f"There is no pool {', '.join(sorted(pools))} now, so nothing would serve {model}.",
+                force=force,
+                instead=f"There is {', '.join(sorted(there)) or 'none'}.",
+            )
         placed = client.place_model(model, pools or ())
         _tell_of_unknown_pools(client, placed.pools)
     print(f"{model} is served by " + (f"the pools {', '.join(placed.pools)}" if placed.pools else "every pool"))

@@ -191,13 +191,13 @@ async def test_a_model_is_pushed_listed_and_named(folder: str) -> None:
     listed = await run("models", "--json")
     versions = await run("models", "m", "--json")
     table = await run("models")
-    deleted = await run("alias", "m@canary", "--delete")
+    deleted = await run("alias", "m@canary", "--delete", "--force")
 
     report = json.loads(pushed.stdout)
     assert (report["model"], report["model_version"], report["alias"], report["created"]) == ("m", 1, "stable", True)
     assert report["sent_bytes"] > 0
     assert again.stdout == "m@1 registered before, as the same files\n"
-    assert "modelfleet alias m@stable 1" in again.stderr
+    assert "It is what m@stable names already." in again.stderr
     (model,) = json.loads(listed.stdout)["models"]
     assert (model["model"], model["aliases"], model["task"]) == ("m", {"canary": 1, "stable": 1}, "tensor")
     (version,) = json.loads(versions.stdout)["model_versions"]
@@ -252,7 +252,7 @@ async def test_a_model_is_placed_at_its_push_and_again_later_and_pools_that_are_
     listed = json.loads((await run("models", "--json")).stdout)
     assert listed["models"][0]["pools"] == ["gpu"]
 
-    placed = await run("place", "m", "large", "cpu")
+    placed = await run("place", "m", "large", "cpu", "--force")
     assert placed.stdout == "m is served by the pools cpu, large\n"
     assert "There is no pool cpu, large now" in placed.stderr
 

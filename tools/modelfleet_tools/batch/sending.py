@@ -48,9 +48,9 @@ class Sender:
     Sends portions, tries again with growing pauses, and finds the rows that are at fault.
 
     An error that names rows, or that is the request's fault, is narrowed down to its rows. Any other is tried again.
-    While nothing at all is answered for `patience_s`, the service is at fault, and the last error is raised. While other
-    requests are answered, the rows of one that failed 8 times, or 2 times by being too slow, are tried in halves, until
-    a single row that fails alone has failed for good.
+    While nothing at all is answered for `patience_s`, the service is at fault, and the last error is raised. While
+    other requests are answered, the rows of one that failed 8 times, or 2 times by being too slow, are tried in halves,
+    until a single row that fails alone has failed for good.
     """
 
     def __init__(
