@@ -15,5 +15,6 @@ def needs_extra(extra: str) -> Iterator[None]:
         if (error.name or "").startswith("modelfleet"):
             raise
         raise InvalidInputError(
-            f"This needs {error.name}, which is not installed. Install it: pip install 'modelfleet[{extra}]'."
+            f"This needs {error.name}, which is not installed. In a checkout of modelfleet: "
+            f"pip install --constraint constraints.txt --editable '.[{extra}]'."
         ) from error

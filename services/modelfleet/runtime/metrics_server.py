@@ -12,19 +12,24 @@ import prometheus_client
 _PATH = "/metrics"
 _ANY = ("0.0.0.0", "::")  # noqa: S104  compared, not listened on
 
+
+class CannotListenError(OSError):
+    """A port is taken, or an address is none of this machine's."""
+
+
 _Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def serve_metrics(host: str, port: int) -> int:
     """
-    Serve on `port` (0 for a free one); return the port. Raises OSError when it is taken.
+    Serve on `port` (0 for a free one); return the port. Raises CannotListenError.
 
     Where `host` stands for all addresses, these are IPv6 and IPv4, as gRPC has it for the server beside it.
     """
     try:
         listening = _listen(host, port)
     except OSError as error:
-        raise OSError(
+        raise CannotListenError(
             error.errno,
             f"Cannot serve metrics on {host}, port {port}: {error.strerror}. Is another process using the port?",
         ) from error

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from modelfleet.runtime import telemetry
 from modelfleet.runtime.health import Health
 from modelfleet.runtime.interceptors import Admission, CallInterceptor
-from modelfleet.runtime.metrics_server import serve_metrics
+from modelfleet.runtime.metrics_server import CannotListenError, serve_metrics
 from modelfleet.runtime.settings import ServerSettings
 from modelfleet.runtime.tracing import configure_tracing
 
@@ -56,7 +56,7 @@ class Server:
         self.port = 0
 
     async def start(self) -> None:
-        """Listen, alive and NOT_SERVING until told otherwise. Raises OSError when the port is taken."""
+        """Listen, alive and NOT_SERVING until told otherwise. Raises CannotListenError."""
         await self.set_serving(serving=False)
         await self._health.set(LIVENESS, _status(serving=True))
         host = self._settings.host
@@ -64,7 +64,7 @@ class Server:
         try:
             self.port = self.grpc.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(f"Cannot listen on {address}: {error}. Is another process using the port?") from error
+            raise CannotListenError(f"Cannot listen on {address}. Is another process using the port?") from error
         await self.grpc.start()
         _log.info("listening", port=self.port)
 
@@ -151,10 +151,13 @@ def run(main: Callable[[], Awaitable[None]], settings: ServerSettings, service: 
     """Run a service's `main` on uvloop, with logs and metrics set up, until it returns."""
     telemetry.configure_logging(service, settings.log_level)
     configure_tracing(service)
-    metrics_port = serve_metrics(settings.host, settings.metrics_port)
-    _log.info("metrics", port=metrics_port)
 
     async def entry() -> None:
         await main()
 
-    uvloop.run(entry())
+    try:
+        metrics_port = serve_metrics(settings.host, settings.metrics_port)
+        _log.info("metrics", port=metrics_port)
+        uvloop.run(entry())
+    except CannotListenError as error:
+        raise SystemExit(f"The service cannot start: {error.strerror or error}") from None
