@@ -1,6 +1,7 @@
 """`modelfleet generate | chat`."""
 
 import contextlib
+import json
 import sys
 from collections.abc import Generator
 from contextlib import closing
@@ -64,6 +65,14 @@ def generate(
         Path | None, typer.Option("--json-schema", exists=True, dir_okay=False, help="File of a schema to hold to.")
     ] = None,
     regex: Annotated[str | None, typer.Option("--regex", help="What the whole text matches.")] = None,
+    var: Annotated[
+        list[str] | None,
+        typer.Option("--var", metavar="NAME=JSON", help="What the chat template reads, such as enable_thinking=false."),
+    ] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option("--tools", exists=True, dir_okay=False, help="File of a JSON array of descriptions of tools."),
+    ] = None,
     inference: InferenceOption = None,
     timeout: TimeoutOption = _TIMEOUT_S,
     as_json: JsonOption = False,
@@ -91,11 +100,33 @@ def generate(
             stop=stop or (),
             json_schema=json_schema.read_text() if json_schema else None,
             regex=regex,
+            template_variables=dict(map(_variable, var or ())),
+            tools=_tools(tools) if tools else None,
         )
         if as_json:
             print_json(_whole(chunks))
         else:
             _Answer().print(chunks)
+
+
+def _variable(assignment: str) -> tuple[str, object]:
+    name, sign, text = assignment.partition("=")
+    try:
+        if name and sign:
+            return name, json.loads(text)
+    except ValueError:
+        pass
+    raise typer.BadParameter(f"--var is {assignment!r}. Write NAME=JSON, such as enable_thinking=false.")
+
+
+def _tools(path: Path) -> list[dict[str, object]]:
+    try:
+        tools = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} is not JSON: {error}.") from error
+    if not isinstance(tools, list):
+        raise typer.BadParameter(f"{path} is not a JSON array. Put the tools into one.")
+    return tools
 
 
 def chat(

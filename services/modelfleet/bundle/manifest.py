@@ -95,6 +95,12 @@ class Manifest(BaseModel):
     """Token id that fills short sequences."""
     output: str | None = None
     """Name of the graph's output that is read; its first when absent."""
+    control_tokens_as_text: bool = False
+    """
+    For models that read text: a special token that a text spells, such as `</s>`, stays text.
+
+    Models that judge what users write, such as those that find injections, were taught on text.
+    """
     labels: tuple[str, ...] = ()
     """Labels in the order of the outputs; `entities` models write them B-X, I-X and O."""
     pooling: Pooling = Pooling.MEAN

@@ -1,5 +1,6 @@
 """Generated text, streamed."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -68,6 +69,8 @@ def generate(
     prompt: str = "",
     *,
     messages: Messages = (),
+    template_variables: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     token_ids: npt.ArrayLike | None = None,
     max_tokens: int = 0,
     temperature: float | None = None,
@@ -86,8 +89,10 @@ def generate(
     Continue a prompt, or answer `messages` such as {"role": "user", "content": "Hello"}; yields chunks as they come.
 
     What is None is as the model's settings say; temperature 0 always takes the likeliest token. The text ends before
-    any of `stop`. `json_schema` (a JSON text) or `regex` holds it to a grammar. `n` continuations come side by side.
-    Leaving the iteration early ends the generation. `timeout_s` is for the whole stream.
+    any of `stop`. `template_variables`, such as {"enable_thinking": False}, and `tools` are what the model's chat
+    template reads besides messages; what it does not read is refused. `json_schema` (a JSON text) or `regex` holds the
+    text to a grammar. `n` continuations come side by side. Leaving the iteration early ends the generation.
+    `timeout_s` is for the whole stream.
     """
     if json_schema is not None and regex is not None:
         raise InvalidInputError("Both json_schema and regex are given. Give one of them.", field="guidance")
@@ -111,6 +116,8 @@ def generate(
             n=n,
             guidance=pb.Guidance(**guidance) if guidance else None,
             logprobs=logprobs,
+            template_variables_json=json.dumps(template_variables) if template_variables else "",
+            tools_json="" if tools is None else json.dumps(list(tools)),
         )
     except (ValueError, TypeError) as error:  # out of the range of the contract's integers, or not of its type
         raise InvalidInputError(f"The request cannot be written: {error}.") from error

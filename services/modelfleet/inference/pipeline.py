@@ -266,6 +266,7 @@ class Pipeline:
             truncation=text.truncation,
             stride=text.stride,
             with_offsets=with_offsets,
+            control_tokens_as_text=model.manifest.control_tokens_as_text,
         )
         started = time.monotonic()
         try:

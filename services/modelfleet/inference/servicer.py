@@ -244,6 +244,8 @@ def _prompt(request: pb.GenerateRequest) -> Prompt:
     return Prompt(
         text=request.prompt,
         turns=tuple(Turn(message.role, message.content) for message in request.messages),
+        template_variables_json=request.template_variables_json,
+        tools_json=request.tools_json,
         token_ids=np.frombuffer(request.token_ids, "<i4") if request.token_ids else None,
     )
 

@@ -53,6 +53,8 @@ class TokenizeOptions:
     stride: int | None = None
     with_offsets: bool = False
     special_tokens: bool = True
+    rendered: bool = False
+    control_tokens_as_text: bool = False
 
 
 class Tokenizer(Protocol):

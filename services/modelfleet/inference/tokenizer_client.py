@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from modelfleet.api.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from modelfleet.bundle.bundle import Bundle
 from modelfleet.client.errors import from_rpc_error
-from modelfleet.inference.generation.answering import Turn
+from modelfleet.inference.generation.answering import Prompt
 from modelfleet.inference.tokenization import TokenizeOptions
 from modelfleet.inference.tokens import Tokens
 from modelfleet.runtime.errors import (
@@ -57,6 +57,8 @@ class TokenizerClient:
             windowing=None if options.stride is None else tokenizer_pb2.Windowing(stride=options.stride),
             with_offsets=options.with_offsets,
             no_special_tokens=not options.special_tokens,
+            rendered=options.rendered,
+            control_tokens_as_text=options.control_tokens_as_text,
         )
         return _tokens(await _answered(self._stub.Tokenize, request, timeout_s))
 
@@ -70,12 +72,15 @@ class TokenizerClient:
         )
         return list((await _answered(self._stub.Detokenize, request, timeout_s)).texts)
 
-    async def render_chat(self, bundle: Bundle, turns: Sequence[Turn], timeout_s: float) -> str:
+    async def render_chat(self, bundle: Bundle, prompt: Prompt, timeout_s: float) -> str:
         """Return the prompt that the bundle's chat template writes. Raises as `tokenize` does."""
         request = tokenizer_pb2.RenderChatRequest(
             template_digest=bundle.chat_template_digest or "",
-            messages=[tokenizer_pb2.ChatMessage(role=turn.role, content=turn.content) for turn in turns],
+            tokenizer_digest=bundle.tokenizer_digest or "",
+            messages=[tokenizer_pb2.ChatMessage(role=turn.role, content=turn.content) for turn in prompt.turns],
             special_tokens=bundle.manifest.special_tokens,
+            template_variables_json=prompt.template_variables_json,
+            tools_json=prompt.tools_json,
         )
         return (await _answered(self._stub.RenderChat, request, timeout_s)).text
 

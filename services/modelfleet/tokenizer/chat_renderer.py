@@ -9,12 +9,12 @@ writes one JSON object a line. Its parent, `chats.py`, kills it when an answer i
 import json
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template, TemplateError, meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -40,6 +40,12 @@ def _compiled(template: str) -> Template:
     return environment.from_string(template)
 
 
+@lru_cache(_KEPT_TEMPLATES)
+def _names(template: str) -> frozenset[str]:
+    """Return the names that a template looks up in what it is given."""
+    return frozenset(meta.find_undeclared_variables(_compiled(template).environment.parse(template)))
+
+
 class _Generation(Extension):
     """`{% generation %}`, which marks the assistant's words for training, marks nothing here."""
 
@@ -58,9 +64,15 @@ def _refuse(message: str) -> NoReturn:
     raise RefusedByTemplateError(message)
 
 
-def render(template: str, values: Mapping[str, object]) -> dict[str, str]:
-    """Return `text`; or else `refused`, where the messages are at fault, or `broken`, where the template is."""
+def render(template: str, values: Mapping[str, object], read: Sequence[str] = ()) -> dict[str, str]:
+    """
+    Return `text`; or else `refused`, where the messages are at fault, or `broken`, where the template is.
+
+    `unread` is the first name in `read` that the template does not read.
+    """
     try:
+        if unread := sorted(set(read) - _names(template)):
+            return {"unread": unread[0]}
         return {"text": _compiled(template).render(**values)}
     except RefusedByTemplateError as error:
         return {"refused": str(error)}
@@ -73,7 +85,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        answer = json.dumps(render(request["template"], request["values"]))
+        answer = json.dumps(render(request["template"], request["values"], request.get("read", ())))
         sys.stdout.write(answer + "\n")
         sys.stdout.flush()
 

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, SessionFailureError, quoted
+from modelfleet.tokenizer.control_tokens import Spellings, marked
 
 _log = structlog.get_logger()
 
@@ -33,6 +34,57 @@ class Message:
 
     role: str
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatValues:
+    """What a caller gives a template besides messages: variables by name, and descriptions of tools."""
+
+    variables: Mapping[str, Any]
+    tools: Sequence[Any] | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Return all by the names that templates have for them."""
+        return {**self.variables, **({} if self.tools is None else {"tools": self.tools})}
+
+
+NO_VALUES = ChatValues({})
+_RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
+
+
+def parse_values(variables_json: str, tools_json: str) -> ChatValues:
+    """Read what a caller gives as JSON, nothing where that is empty. Raises InvalidInputError for anything else."""
+    variables = _json(variables_json, dict, "template_variables_json", "an object") or {}
+    tools = _json(tools_json, list, "tools_json", "an array of objects")
+    for name in variables:
+        if name in _RESERVED or name.endswith("_token") or not name.isidentifier():
+            raise InvalidInputError(
+                f"template_variables_json has {quoted(name)}, which is not for callers to set. Leave it out.",
+                field="template_variables_json",
+            )
+    if tools is not None and not all(isinstance(tool, dict) for tool in tools):
+        raise InvalidInputError("tools_json has a tool that is not an object. Correct it.", field="tools_json")
+    return ChatValues(variables, tools)
+
+
+def _json(text: str, kind: type, field: str, said: str) -> Any:
+    if not text:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f"{field} is not JSON: {error}. Give {said}.", field=field) from None
+    if not isinstance(value, kind):
+        raise InvalidInputError(f"{field} is not {said}. Give that.", field=field)
+    return value
+
+
+def _marked(value: Any, found: Spellings) -> Any:
+    if isinstance(value, str):
+        return marked(value, found)
+    if isinstance(value, Mapping):
+        return {marked(key, found): _marked(one, found) for key, one in value.items()}
+    return [_marked(one, found) for one in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +163,19 @@ class Chats:
         self._turn = asyncio.Lock()
 
     async def render(
-        self, digest: str, messages: Sequence[Message], special_tokens: Mapping[str, str], *, open_answer: bool
+        self,
+        digest: str,
+        messages: Sequence[Message],
+        special_tokens: Mapping[str, str],
+        *,
+        open_answer: bool,
+        more: ChatValues = NO_VALUES,
+        found: Spellings = None,
     ) -> str:
         """
         Return the prompt; `open_answer` ends it with the beginning of the assistant's turn.
 
+        It has a mark in each control token that `found` finds in a content or a value: no caller's text opens a turn.
         Raises InvalidInputError when the template refuses the messages, and InvalidBundleError when it fails.
         """
         check_messages(messages, self._max_bytes)
@@ -123,11 +183,12 @@ class Chats:
         values = {
             **template.special_tokens,
             **special_tokens,
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "messages": [{"role": message.role, "content": marked(message.content, found)} for message in messages],
             "add_generation_prompt": open_answer,
+            **_marked(more.values(), found),
         }
         # A caller that leaves in the middle would leave its answer to the next. It is bounded, and awaited without it.
-        rendering = asyncio.create_task(self._rendered(digest, template, values))
+        rendering = asyncio.create_task(self._rendered(digest, template, values, sorted(more.values())))
         self._rendering.add(rendering)
         rendering.add_done_callback(self._ended)
         return await asyncio.shield(rendering)
@@ -137,15 +198,22 @@ class Chats:
         if not rendering.cancelled():
             rendering.exception()  # where the caller has left, nobody else asks for it
 
-    async def _rendered(self, digest: str, template: ChatTemplate, values: Mapping[str, Any]) -> str:
+    async def _rendered(
+        self, digest: str, template: ChatTemplate, values: Mapping[str, Any], more: Sequence[str]
+    ) -> str:
         async with self._turn:
             self._check_not_refused(digest)  # it may have been found out while this one waited for its turn
-            request = {"template": template.source, "values": values}
+            request = {"template": template.source, "values": values, "read": list(more)}
             try:
                 answer = await self._ask(request)
             except TimeoutError:
                 await self._check_ends(digest, template, values)
                 answer = await self._ask_again(request)
+        if "unread" in answer:
+            raise InvalidInputError(
+                f"The model's chat template does not read {answer['unread']!r}, which was given. Leave it out.",
+                field="tools" if answer["unread"] == "tools" else "template_variables",
+            )
         if "refused" in answer:
             raise InvalidInputError(
                 f"The model's chat template refuses these messages: {answer['refused']}", field="messages"

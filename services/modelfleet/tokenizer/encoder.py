@@ -7,14 +7,15 @@ tokens a text had. What is cut is nevertheless what the library would cut with `
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 
 from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError
+from modelfleet.tokenizer.control_tokens import MARK, pieces
 from modelfleet.tokenizer.cutting import Layout, Truncation, Window, covered, covered_tokens, truncated, window_room
 from modelfleet.tokenizer.tokenizers import LoadedTokenizer
 
@@ -34,6 +35,8 @@ class EncodingOptions:
 
     `max_tokens` is the most tokens in a window, special tokens included; 0 for no limit.
     `stride`, if given, asks for windows instead of truncation: so many tokens are shared by neighbours.
+    `rendered` says that the texts are prompts of chat templates, with marks where contents spell control tokens;
+    `control_tokens_as_text` that no text's spelling of one is to become one.
     """
 
     max_tokens: int = 0
@@ -41,6 +44,8 @@ class EncodingOptions:
     stride: int | None = None
     special_tokens: bool = True
     offsets: bool = False
+    rendered: bool = False
+    control_tokens_as_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +139,41 @@ def _encode_whole(
     encode_batch = library.encode_batch if options.offsets else library.encode_batch_fast
     inputs = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
     try:
-        return encode_batch(inputs, add_special_tokens=options.special_tokens)
+        encodings = encode_batch(inputs, add_special_tokens=options.special_tokens)
+        if options.rendered or options.control_tokens_as_text:
+            _encode_pieces(tokenizer, texts, pairs, options, encodings)
     except Exception as error:  # the library raises bare Exception, such as for a vocabulary without its [UNK]
         raise InvalidBundleError(
             f"Tokenizer {tokenizer.digest} failed: {error}. Push the model with a repaired tokenizer.json.",
             field="tokenizer_digest",
         ) from error
+    return encodings
+
+
+def _encode_pieces(
+    tokenizer: LoadedTokenizer,
+    texts: Sequence[str],
+    pairs: Sequence[str],
+    options: EncodingOptions,
+    encodings: list[Encoding],
+) -> None:
+    """Encode those texts anew that are to be encoded piece by piece."""
+    library = tokenizer.library
+    for index, (text, pair) in enumerate(zip_longest(texts, pairs, fillvalue="")):
+        halves = [_pieces(tokenizer, half, options) for half in (text, pair)]
+        if max(map(len, halves)) > 1:
+            first, second = (_merged(library, half) for half in halves)
+            encodings[index] = library.post_process(first, second if pairs else None, options.special_tokens)
+
+
+def _pieces(tokenizer: LoadedTokenizer, text: str, options: EncodingOptions) -> Sequence[str]:
+    if options.rendered:
+        return text.split(MARK)
+    return pieces(text, tokenizer.spellings) if options.control_tokens_as_text else [text]
+
+
+def _merged(library: Tokenizer, parts: Sequence[str]) -> Encoding:
+    return Encoding.merge([library.encode(part, add_special_tokens=False) for part in parts], growing_offsets=True)
 
 
 def check_repeated(tokens: int, windowed: int, options: EncodingOptions) -> None:

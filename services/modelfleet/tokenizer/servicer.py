@@ -9,7 +9,8 @@ from modelfleet.bundle.reference import ModelReference
 from modelfleet.runtime.errors import InvalidInputError
 from modelfleet.runtime.interceptors import Context
 from modelfleet.tokenizer import metrics
-from modelfleet.tokenizer.chats import Chats, Message
+from modelfleet.tokenizer.chats import Chats, Message, parse_values
+from modelfleet.tokenizer.control_tokens import spelled
 from modelfleet.tokenizer.cutting import Truncation
 from modelfleet.tokenizer.encoder import EncodingOptions, Int32s
 from modelfleet.tokenizer.encoding_threads import EncodingThreads
@@ -91,20 +92,34 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self, request: tokenizer_pb2.RenderChatRequest, context: Context
     ) -> tokenizer_pb2.RenderChatResponse:
         """Write messages as a prompt."""
-        del context
         self._limits.check_count(len(request.messages), field="messages")
         tokens: Mapping[str, str] = dict(request.special_tokens)
+        more = parse_values(request.template_variables_json, request.tools_json)
+        tokenizer_digest = request.tokenizer_digest
         match request.WhichOneof("template"):
             case "template_digest":
                 digest = request.template_digest
             case "model":
-                digest, tokens = await self._chat_template(ModelReference.parse(request.model))
+                reference = ModelReference.parse(request.model)
+                digest, tokens = await self._chat_template(reference)
+                tokenizer_digest = tokenizer_digest or await self._tokenizer_digest(reference)
             case _:
                 raise InvalidInputError(
                     "Nothing names the template. Give template_digest or model.", field="template_digest"
                 )
         messages = [Message(message.role, message.content) for message in request.messages]
-        text = await self._chats.render(digest, messages, tokens, open_answer=not request.no_generation_prompt)
+        if tokenizer_digest:
+            found = (await self._loaded(tokenizer_digest, context)).spellings
+        else:  # a worker of an earlier release
+            found = spelled(tokens.values())
+        text = await self._chats.render(
+            digest,
+            messages,
+            tokens,
+            open_answer=not request.no_generation_prompt,
+            more=more,
+            found=found,
+        )
         return tokenizer_pb2.RenderChatResponse(text=text)
 
     async def GetTokenizer(
@@ -150,6 +165,8 @@ def _options(request: tokenizer_pb2.TokenizeRequest) -> EncodingOptions:
         stride=request.windowing.stride if request.HasField("windowing") else None,
         special_tokens=not request.no_special_tokens,
         offsets=request.with_offsets,
+        rendered=request.rendered,
+        control_tokens_as_text=request.control_tokens_as_text,
     )
 
 

@@ -11,6 +11,7 @@ import tokenizers
 from modelfleet.bundle.bundle import check_sha256
 from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, ManagerUnreachableError
 from modelfleet.tokenizer import metrics
+from modelfleet.tokenizer.control_tokens import Spellings, spellings
 from modelfleet.tokenizer.disk_cache import DiskCache, check_content
 from modelfleet.tokenizer.prefetching import Kind, NeededFile
 
@@ -46,6 +47,8 @@ class LoadedTokenizer:
     added_to_single: int
     added_to_pair: int
     type_ids_of: frozenset[tuple[bool, bool]]
+    spellings: Spellings = None
+    """What finds the special tokens in a text."""
 
 
 class TokenizerStore:
@@ -160,6 +163,7 @@ def load_tokenizer(digest: str, content: bytes) -> LoadedTokenizer:
         added_to_single=library.num_special_tokens_to_add(is_pair=False),
         added_to_pair=library.num_special_tokens_to_add(is_pair=True),
         type_ids_of=type_ids_of,
+        spellings=spellings(library),
     )
 
 

@@ -6,7 +6,7 @@ The model version is held to the end of the stream, so a rollout lets streams fi
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -51,6 +51,8 @@ class Prompt:
 
     text: str = ""
     turns: tuple[Turn, ...] = ()
+    template_variables_json: str = ""
+    tools_json: str = ""
     token_ids: NDArray[np.int32] | None = None
 
 
@@ -71,8 +73,8 @@ class Chunk:
 class ChatRenderer(Protocol):
     """The tokenizer service."""
 
-    async def render_chat(self, bundle: Bundle, turns: Sequence[Turn], timeout_s: float) -> str:
-        """Return the prompt that a model's template writes. Raises InvalidInputError for turns that it refuses."""
+    async def render_chat(self, bundle: Bundle, prompt: Prompt, timeout_s: float) -> str:
+        """Return what a model's template writes of a conversation. Raises InvalidInputError for what it refuses."""
 
 
 @dataclass(eq=False, slots=True)
@@ -184,6 +186,10 @@ class Answering:
             raise InvalidInputError(
                 f"{sum(given) or 'None'} of prompt, messages and token_ids are given. Give exactly one.", field="prompt"
             )
+        if not prompt.turns and (prompt.template_variables_json or prompt.tools_json):
+            raise InvalidInputError(
+                "Template variables and tools are for a chat template. Send messages with them.", field="messages"
+            )
         if prompt.token_ids is not None:
             return _checked_ids(prompt.token_ids, bundle.manifest)
         text = prompt.text
@@ -192,12 +198,13 @@ class Answering:
                 raise InvalidInputError(
                     "The model has no chat template. Send it a prompt instead of messages.", field="messages"
                 )
-            text = await self._chats.render_chat(bundle, prompt.turns, deadline - time.monotonic())
+            text = await self._chats.render_chat(bundle, prompt, deadline - time.monotonic())
         options = TokenizeOptions(
             tokenizer_digest=bundle.tokenizer_digest or "",
             max_tokens=0,
             truncation=Truncation.FORBIDDEN,
             special_tokens=not prompt.turns,  # templates write them themselves
+            rendered=bool(prompt.turns),
         )
         started = time.monotonic()
         tokens = await self._tokenization.tokenize(options, [text], deadline=deadline)

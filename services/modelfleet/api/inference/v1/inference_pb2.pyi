@@ -861,6 +861,8 @@ class GenerateRequest(_message.Message):
     N_FIELD_NUMBER: _builtins.int
     GUIDANCE_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VARIABLES_JSON_FIELD_NUMBER: _builtins.int
+    TOOLS_JSON_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model reference."""
     prompt: _builtins.str
@@ -873,9 +875,17 @@ class GenerateRequest(_message.Message):
     """Number of continuations, streamed side by side; 0 for 1."""
     logprobs: _builtins.bool
     """Return the log-probability of each token."""
+    template_variables_json: _builtins.str
+    """With `messages`: a JSON object of what the model's template reads besides, such as {"enable_thinking": false}. A name
+    that it does not read is refused.
+    """
+    tools_json: _builtins.str
+    """With `messages`: a JSON array of descriptions of tools. Refused where the model's template reads none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_tokenizer_pb2.ChatMessage]:
-        """A conversation to answer, written as a prompt by the model's own template."""
+        """A conversation to answer, written as a prompt by the model's own template. A control token that a content spells,
+        such as `</s>`, stays text.
+        """
 
     @_builtins.property
     def sampling(self) -> Global___Sampling:
@@ -902,10 +912,12 @@ class GenerateRequest(_message.Message):
         n: _builtins.int = ...,
         guidance: Global___Guidance | None = ...,
         logprobs: _builtins.bool = ...,
+        template_variables_json: _builtins.str = ...,
+        tools_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["guidance", b"guidance", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guidance", b"guidance", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "model", b"model", "n", b"n", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guidance", b"guidance", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "model", b"model", "n", b"n", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "template_variables_json", b"template_variables_json", "token_ids", b"token_ids", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

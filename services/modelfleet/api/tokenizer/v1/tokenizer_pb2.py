@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+modelfleet/api/tokenizer/v1/tokenizer.proto\x12\x1bmodelfleet.api.tokenizer.v1\"\x86\x02\n\x0fTokenizeRequest\x12\x18\n\x10tokenizer_digest\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\r\n\x05pairs\x18\x03 \x03(\t\x12\x12\n\nmax_tokens\x18\x04 \x01(\x05\x12;\n\ntruncation\x18\x05 \x01(\x0e\x32\'.modelfleet.api.tokenizer.v1.Truncation\x12\x39\n\twindowing\x18\x06 \x01(\x0b\x32&.modelfleet.api.tokenizer.v1.Windowing\x12\x19\n\x11no_special_tokens\x18\x07 \x01(\x08\x12\x14\n\x0cwith_offsets\x18\x08 \x01(\x08\"\x1b\n\tWindowing\x12\x0e\n\x06stride\x18\x01 \x01(\x05\"\x80\x01\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x01(\x0c\x12\x10\n\x08type_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07offsets\x18\x04 \x01(\x0c\x12\x15\n\rwindow_counts\x18\x05 \x01(\x0c\x12\x14\n\x0ctoken_counts\x18\x06 \x01(\x0c\"\x82\x01\n\x11\x44\x65tokenizeRequest\x12\x18\n\x10tokenizer_digest\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x0f\n\x07lengths\x18\x03 \x01(\x0c\x12\x1b\n\x13keep_special_tokens\x18\x04 \x01(\x08\x12\x18\n\x10skip_unknown_ids\x18\x05 \x01(\x08\"#\n\x12\x44\x65tokenizeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"O\n\x13GetTokenizerRequest\x12\x1a\n\x10tokenizer_digest\x18\x01 \x01(\tH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x42\x0b\n\ttokenizer\"Q\n\x14GetTokenizerResponse\x12\x39\n\ttokenizer\x18\x01 \x01(\x0b\x32&.modelfleet.api.tokenizer.v1.Tokenizer\"\xa7\x01\n\tTokenizer\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\x05\x12\x41\n\x0especial_tokens\x18\x03 \x03(\x0b\x32).modelfleet.api.tokenizer.v1.SpecialToken\x12\x17\n\x0f\x61\x64\x64\x65\x64_to_single\x18\x04 \x01(\x05\x12\x15\n\radded_to_pair\x18\x05 \x01(\x05\"+\n\x0cSpecialToken\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x05\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb6\x02\n\x11RenderChatRequest\x12\x19\n\x0ftemplate_digest\x18\x01 \x01(\tH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x12:\n\x08messages\x18\x03 \x03(\x0b\x32(.modelfleet.api.tokenizer.v1.ChatMessage\x12\x1c\n\x14no_generation_prompt\x18\x04 \x01(\x08\x12Y\n\x0especial_tokens\x18\x05 \x03(\x0b\x32\x41.modelfleet.api.tokenizer.v1.RenderChatRequest.SpecialTokensEntry\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08template\"\"\n\x12RenderChatResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*m\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x14\n\x10TRUNCATION_RIGHT\x10\x01\x12\x13\n\x0fTRUNCATION_LEFT\x10\x02\x12\x18\n\x14TRUNCATION_FORBIDDEN\x10\x03\x32\xce\x03\n\x10TokenizerService\x12g\n\x08Tokenize\x12,.modelfleet.api.tokenizer.v1.TokenizeRequest\x1a-.modelfleet.api.tokenizer.v1.TokenizeResponse\x12m\n\nDetokenize\x12..modelfleet.api.tokenizer.v1.DetokenizeRequest\x1a/.modelfleet.api.tokenizer.v1.DetokenizeResponse\x12m\n\nRenderChat\x12..modelfleet.api.tokenizer.v1.RenderChatRequest\x1a/.modelfleet.api.tokenizer.v1.RenderChatResponse\x12s\n\x0cGetTokenizer\x12\x30.modelfleet.api.tokenizer.v1.GetTokenizerRequest\x1a\x31.modelfleet.api.tokenizer.v1.GetTokenizerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+modelfleet/api/tokenizer/v1/tokenizer.proto\x12\x1bmodelfleet.api.tokenizer.v1\"\xb8\x02\n\x0fTokenizeRequest\x12\x18\n\x10tokenizer_digest\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\r\n\x05pairs\x18\x03 \x03(\t\x12\x12\n\nmax_tokens\x18\x04 \x01(\x05\x12;\n\ntruncation\x18\x05 \x01(\x0e\x32\'.modelfleet.api.tokenizer.v1.Truncation\x12\x39\n\twindowing\x18\x06 \x01(\x0b\x32&.modelfleet.api.tokenizer.v1.Windowing\x12\x19\n\x11no_special_tokens\x18\x07 \x01(\x08\x12\x14\n\x0cwith_offsets\x18\x08 \x01(\x08\x12\x10\n\x08rendered\x18\t \x01(\x08\x12\x1e\n\x16\x63ontrol_tokens_as_text\x18\n \x01(\x08\"\x1b\n\tWindowing\x12\x0e\n\x06stride\x18\x01 \x01(\x05\"\x80\x01\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x01(\x0c\x12\x10\n\x08type_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07offsets\x18\x04 \x01(\x0c\x12\x15\n\rwindow_counts\x18\x05 \x01(\x0c\x12\x14\n\x0ctoken_counts\x18\x06 \x01(\x0c\"\x82\x01\n\x11\x44\x65tokenizeRequest\x12\x18\n\x10tokenizer_digest\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x0f\n\x07lengths\x18\x03 \x01(\x0c\x12\x1b\n\x13keep_special_tokens\x18\x04 \x01(\x08\x12\x18\n\x10skip_unknown_ids\x18\x05 \x01(\x08\"#\n\x12\x44\x65tokenizeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"O\n\x13GetTokenizerRequest\x12\x1a\n\x10tokenizer_digest\x18\x01 \x01(\tH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x42\x0b\n\ttokenizer\"Q\n\x14GetTokenizerResponse\x12\x39\n\ttokenizer\x18\x01 \x01(\x0b\x32&.modelfleet.api.tokenizer.v1.Tokenizer\"\xa7\x01\n\tTokenizer\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\x05\x12\x41\n\x0especial_tokens\x18\x03 \x03(\x0b\x32).modelfleet.api.tokenizer.v1.SpecialToken\x12\x17\n\x0f\x61\x64\x64\x65\x64_to_single\x18\x04 \x01(\x05\x12\x15\n\radded_to_pair\x18\x05 \x01(\x05\"+\n\x0cSpecialToken\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x05\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x85\x03\n\x11RenderChatRequest\x12\x19\n\x0ftemplate_digest\x18\x01 \x01(\tH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x12:\n\x08messages\x18\x03 \x03(\x0b\x32(.modelfleet.api.tokenizer.v1.ChatMessage\x12\x1c\n\x14no_generation_prompt\x18\x04 \x01(\x08\x12Y\n\x0especial_tokens\x18\x05 \x03(\x0b\x32\x41.modelfleet.api.tokenizer.v1.RenderChatRequest.SpecialTokensEntry\x12\x18\n\x10tokenizer_digest\x18\x06 \x01(\t\x12\x1f\n\x17template_variables_json\x18\x07 \x01(\t\x12\x12\n\ntools_json\x18\x08 \x01(\t\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08template\"\"\n\x12RenderChatResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*m\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x14\n\x10TRUNCATION_RIGHT\x10\x01\x12\x13\n\x0fTRUNCATION_LEFT\x10\x02\x12\x18\n\x14TRUNCATION_FORBIDDEN\x10\x03\x32\xce\x03\n\x10TokenizerService\x12g\n\x08Tokenize\x12,.modelfleet.api.tokenizer.v1.TokenizeRequest\x1a-.modelfleet.api.tokenizer.v1.TokenizeResponse\x12m\n\nDetokenize\x12..modelfleet.api.tokenizer.v1.DetokenizeRequest\x1a/.modelfleet.api.tokenizer.v1.DetokenizeResponse\x12m\n\nRenderChat\x12..modelfleet.api.tokenizer.v1.RenderChatRequest\x1a/.modelfleet.api.tokenizer.v1.RenderChatResponse\x12s\n\x0cGetTokenizer\x12\x30.modelfleet.api.tokenizer.v1.GetTokenizerRequest\x1a\x31.modelfleet.api.tokenizer.v1.GetTokenizerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,34 +33,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RENDERCHATREQUEST_SPECIALTOKENSENTRY']._loaded_options = None
   _globals['_RENDERCHATREQUEST_SPECIALTOKENSENTRY']._serialized_options = b'8\001'
-  _globals['_TRUNCATION']._serialized_start=1445
-  _globals['_TRUNCATION']._serialized_end=1554
+  _globals['_TRUNCATION']._serialized_start=1574
+  _globals['_TRUNCATION']._serialized_end=1683
   _globals['_TOKENIZEREQUEST']._serialized_start=77
-  _globals['_TOKENIZEREQUEST']._serialized_end=339
-  _globals['_WINDOWING']._serialized_start=341
-  _globals['_WINDOWING']._serialized_end=368
-  _globals['_TOKENIZERESPONSE']._serialized_start=371
-  _globals['_TOKENIZERESPONSE']._serialized_end=499
-  _globals['_DETOKENIZEREQUEST']._serialized_start=502
-  _globals['_DETOKENIZEREQUEST']._serialized_end=632
-  _globals['_DETOKENIZERESPONSE']._serialized_start=634
-  _globals['_DETOKENIZERESPONSE']._serialized_end=669
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=671
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=750
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=752
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=833
-  _globals['_TOKENIZER']._serialized_start=836
-  _globals['_TOKENIZER']._serialized_end=1003
-  _globals['_SPECIALTOKEN']._serialized_start=1005
-  _globals['_SPECIALTOKEN']._serialized_end=1048
-  _globals['_CHATMESSAGE']._serialized_start=1050
-  _globals['_CHATMESSAGE']._serialized_end=1094
-  _globals['_RENDERCHATREQUEST']._serialized_start=1097
-  _globals['_RENDERCHATREQUEST']._serialized_end=1407
-  _globals['_RENDERCHATREQUEST_SPECIALTOKENSENTRY']._serialized_start=1343
-  _globals['_RENDERCHATREQUEST_SPECIALTOKENSENTRY']._serialized_end=1395
-  _globals['_RENDERCHATRESPONSE']._serialized_start=1409
-  _globals['_RENDERCHATRESPONSE']._serialized_end=1443
-  _globals['_TOKENIZERSERVICE']._serialized_start=1557
-  _globals['_TOKENIZERSERVICE']._serialized_end=2019
+  _globals['_TOKENIZEREQUEST']._serialized_end=389
+  _globals['_WINDOWING']._serialized_start=391
+  _globals['_WINDOWING']._serialized_end=418
+  _globals['_TOKENIZERESPONSE']._serialized_start=421
+  _globals['_TOKENIZERESPONSE']._serialized_end=549
+  _globals['_DETOKENIZEREQUEST']._serialized_start=552
+  _globals['_DETOKENIZEREQUEST']._serialized_end=682
+  _globals['_DETOKENIZERESPONSE']._serialized_start=684
+  _globals['_DETOKENIZERESPONSE']._serialized_end=719
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=721
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=800
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=802
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=883
+  _globals['_TOKENIZER']._serialized_start=886
+  _globals['_TOKENIZER']._serialized_end=1053
+  _globals['_SPECIALTOKEN']._serialized_start=1055
+  _globals['_SPECIALTOKEN']._serialized_end=1098
+  _globals['_CHATMESSAGE']._serialized_start=1100
+  _globals['_CHATMESSAGE']._serialized_end=1144
+  _globals['_RENDERCHATREQUEST']._serialized_start=1147
+  _globals['_RENDERCHATREQUEST']._serialized_end=1536
+  _globals['_RENDERCHATREQUEST_SPECIALTOKENSENTRY']._serialized_start=1472
+  _globals['_RENDERCHATREQUEST_SPECIALTOKENSENTRY']._serialized_end=1524
+  _globals['_RENDERCHATRESPONSE']._serialized_start=1538
+  _globals['_RENDERCHATRESPONSE']._serialized_end=1572
+  _globals['_TOKENIZERSERVICE']._serialized_start=1686
+  _globals['_TOKENIZERSERVICE']._serialized_end=2148
 # @@protoc_insertion_point(module_scope)

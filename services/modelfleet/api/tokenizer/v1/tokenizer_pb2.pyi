@@ -61,6 +61,8 @@ class TokenizeRequest(_message.Message):
     WINDOWING_FIELD_NUMBER: _builtins.int
     NO_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     WITH_OFFSETS_FIELD_NUMBER: _builtins.int
+    RENDERED_FIELD_NUMBER: _builtins.int
+    CONTROL_TOKENS_AS_TEXT_FIELD_NUMBER: _builtins.int
     tokenizer_digest: _builtins.str
     """SHA-256 of the tokenizer's `tokenizer.json`, 64 lower-case hexadecimal digits."""
     max_tokens: _builtins.int
@@ -71,6 +73,10 @@ class TokenizeRequest(_message.Message):
     """Leave out the special tokens that the tokenizer's template adds."""
     with_offsets: _builtins.bool
     """Return the span of characters behind each token."""
+    rendered: _builtins.bool
+    """The texts are prompts of RenderChat: its marks are taken out, and control tokens that contents spelled stay text."""
+    control_tokens_as_text: _builtins.bool
+    """Where a text spells a special token, such as `</s>`, it stays text instead of becoming that token."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts, at least one. An empty text is allowed and yields the special tokens alone."""
@@ -94,10 +100,12 @@ class TokenizeRequest(_message.Message):
         windowing: Global___Windowing | None = ...,
         no_special_tokens: _builtins.bool = ...,
         with_offsets: _builtins.bool = ...,
+        rendered: _builtins.bool = ...,
+        control_tokens_as_text: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["windowing", b"windowing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "no_special_tokens", b"no_special_tokens", "pairs", b"pairs", "texts", b"texts", "tokenizer_digest", b"tokenizer_digest", "truncation", b"truncation", "windowing", b"windowing", "with_offsets", b"with_offsets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_tokens_as_text", b"control_tokens_as_text", "max_tokens", b"max_tokens", "no_special_tokens", b"no_special_tokens", "pairs", b"pairs", "rendered", b"rendered", "texts", b"texts", "tokenizer_digest", b"tokenizer_digest", "truncation", b"truncation", "windowing", b"windowing", "with_offsets", b"with_offsets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -411,12 +419,25 @@ class RenderChatRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     NO_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
     SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    TOKENIZER_DIGEST_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VARIABLES_JSON_FIELD_NUMBER: _builtins.int
+    TOOLS_JSON_FIELD_NUMBER: _builtins.int
     template_digest: _builtins.str
     """SHA-256 of the file that holds it: a Jinja template, or a `tokenizer_config.json` with a `chat_template`."""
     model: _builtins.str
     """A model reference: `name`, `name@alias` or `name@number`."""
     no_generation_prompt: _builtins.bool
     """Leave out the opening of the assistant's turn, which makes the model answer."""
+    tokenizer_digest: _builtins.str
+    """SHA-256 of the tokenizer, whose special tokens contents must not spell; that of the model when it is named by
+    `model`. Without either, only those of `special_tokens` are known.
+    """
+    template_variables_json: _builtins.str
+    """A JSON object of what the template reads besides, such as {"enable_thinking": false}. A name that it does not read
+    is refused.
+    """
+    tools_json: _builtins.str
+    """A JSON array of descriptions of tools, as the template's model was trained on. Refused where it reads none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation so far, at least one message."""
@@ -433,10 +454,13 @@ class RenderChatRequest(_message.Message):
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
         no_generation_prompt: _builtins.bool = ...,
         special_tokens: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tokenizer_digest: _builtins.str = ...,
+        template_variables_json: _builtins.str = ...,
+        tools_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "template", b"template", "template_digest", b"template_digest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "no_generation_prompt", b"no_generation_prompt", "special_tokens", b"special_tokens", "template", b"template", "template_digest", b"template_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "no_generation_prompt", b"no_generation_prompt", "special_tokens", b"special_tokens", "template", b"template", "template_digest", b"template_digest", "template_variables_json", b"template_variables_json", "tokenizer_digest", b"tokenizer_digest", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_template: _TypeAlias = _typing.Literal["template_digest", "model"]  # noqa: Y015
     _WhichOneofArgType_template: _TypeAlias = _typing.Literal["template", b"template"]  # noqa: Y015
@@ -452,7 +476,9 @@ class RenderChatResponse(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text to tokenize. It has its special tokens already: tokenize with `no_special_tokens`."""
+    """The text to tokenize. It has its special tokens already: tokenize with `no_special_tokens` and `rendered`. Where a
+    content spells a special token, U+FDD0, which is no character, stands behind its first character.
+    """
     def __init__(
         self,
         *,
