@@ -14,7 +14,9 @@ REPOSITORY = PACKAGE.parents[1]
 SERVICES = ("tokenizer", "inference", "manager")
 TRANSPORT = ("grpc", "google.rpc", "modelfleet.api")
 # Files of a service that know protobuf: wiring, translation of what arrives, translation of what is sent.
-TRANSLATES = re.compile(r"__main__\.py|servicers/\w+\.py|(\w+_)?servicer\.py|\w+_client\.py|oip_(tensors|parameters)\.py")
+TRANSLATES = re.compile(
+    r"__main__\.py|servicers/\w+\.py|(\w+_)?servicer\.py|\w+_client\.py|oip_(tensors|parameters)\.py"
+)
 
 
 def imports(path: Path) -> set[str]:
