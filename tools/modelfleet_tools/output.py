@@ -8,10 +8,10 @@ from datetime import datetime
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
-# Wide enough for a table that goes into a file or a pipe.
-_PIPE_WIDTH = 160
+_WIDEST = 100_000
 
 
 def tell(message: str) -> None:
@@ -37,13 +37,13 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     cells = [list(row) for row in rows]
     for index, column in enumerate(columns):
         numeric = bool(cells) and all(isinstance(row[index], int | float) for row in cells)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for row in cells:
         table.add_row(*(_cell(value) for value in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
-    console.print(table, highlight=False)
+    # Wider than the terminal where it must be: that breaks lines itself, and what is copied from there is whole, unlike
+    # a path that the table would have folded.
+    needed = Measurement.get(Console(width=_WIDEST), Console(width=_WIDEST).options, table).maximum
+    Console(width=max(Console().width, needed)).print(table, highlight=False)
 
 
 def shortened(text: str, length: int = 60) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from modelfleet_tools.consent import ForceOption, require_consent
+from modelfleet_tools.loading_wait import wait_until_loaded
 from modelfleet_tools.options import (
     DEFAULT_TIMEOUT_S,
     InferenceOption,
@@ -54,7 +55,6 @@ def push(
     wait: Annotated[bool, typer.Option("--wait", help="Return only when a worker serves it. Needs --alias.")] = False,
     force: ForceOption = False,
     manager: ManagerOption = None,
-    inference: InferenceOption = None,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Longest wait for each part.")] = 600,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,7 +72,7 @@ def push(
     check_model_name(name)
     if alias:
         check_alias_name(alias)
-    with open_client(manager=manager, inference=inference, timeout_s=min(timeout, DEFAULT_TIMEOUT_S)) as client:
+    with open_client(manager=manager, timeout_s=min(timeout, DEFAULT_TIMEOUT_S)) as client:
         pushed = push_folder(client, folder, name, None, pools=pool or (), timeout_s=timeout)
         version = pushed.model_version
         named = _named_before(client, name)
@@ -89,7 +89,7 @@ def push(
         _tell_of_unknown_pools(client, pool or ())
         if wait:
             tell(f"Waiting until a worker serves {name}@{version.model_version} …")
-            served = client.wait_until_served(f"{name}@{alias}", model_version=version.model_version, timeout_s=timeout)
+            served = wait_until_loaded(client, name, version.model_version, timeout)
             if served.state_reason:
                 tell(f"Note on {name}@{version.model_version}: {served.state_reason}.")
     if as_json:
@@ -241,14 +241,14 @@ def push_folder(
     )
     bar.disable = not bar.console.is_terminal
     with bar:
-        task = bar.add_task("send", total=None)
+        task = bar.add_task("send", total=None, visible=False)  # until it is known how much there is
         return client.push(
             bundle,
             paths,
             name,
             alias=alias or "",
             pools=pools,
-            progress=lambda sent, total: bar.update(task, completed=sent, total=total),
+            progress=lambda sent, total: bar.update(task, completed=sent, total=total, visible=total > 0),
             timeout_s=timeout_s,
         )
 

@@ -210,7 +210,14 @@ def _found(client: Client, name: str) -> Rollout:
 
 def _show(client: Client, rollout: Rollout, *, wait_s: float, as_json: bool) -> None:
     if wait_s and not rollout.is_over:
-        rollout = _wait(client, rollout, wait_s)
+        try:
+            rollout = _wait(client, rollout, wait_s)
+        except KeyboardInterrupt:
+            tell(
+                f"Rollout {rollout.rollout} goes on. Look again: modelfleet rollout status {rollout.rollout} --wait; "
+                f"end it: modelfleet rollout abort {rollout.rollout}"
+            )
+            raise
     _print(rollout, as_json=as_json)
     if wait_s and rollout.state != "SUCCEEDED":
         tell_error(f"Rollout {rollout.rollout} {rollout.state}: {rollout.reason}")

@@ -206,16 +206,6 @@ async def test_a_model_is_pushed_listed_and_named(folder: str) -> None:
     assert deleted.stdout == "m@canary deleted\n"
 
 
-@pytest.mark.usefixtures("manager", "inference")
-async def test_push_can_wait_until_a_worker_serves(folder: str, letters: Letters) -> None:
-    letters.served = [served("m", 1, aliases=["stable"])]
-
-    shown = await run("push", folder, "--name", "m", "--alias", "stable", "--wait")
-
-    assert shown.exit_code == 0
-    assert "m@1 registered; m@stable names it" in shown.stdout
-
-
 @pytest.mark.usefixtures("manager")
 @pytest.mark.parametrize(("name", "message"), [("No Good", "cannot name a model"), ("m", "holds no model")])
 async def test_what_cannot_be_pushed_is_refused_with_the_reason(tmp_path: Path, name: str, message: str) -> None:

@@ -86,7 +86,7 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
 def terminal_plot(rows: Sequence[Row], *, color: bool) -> str:
     """Return latency over throughput in characters."""
     figure = plotille.Figure()
-    figure.width, figure.height, figure.with_colors = 70, 14, color
+    figure.width, figure.height, figure.with_colors = 64, 14, color
     figure.x_label, figure.y_label = "texts/s", "ms"
     figure.register_label_formatter(float, lambda value, chars, **_: f"{value:{chars}.4g}"[:chars])
     figure.set_x_limits(min_=0)
