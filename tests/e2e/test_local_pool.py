@@ -35,14 +35,14 @@ def manager(tmp_path: Path) -> Iterator[str]:
 
 def test_workers_are_started_and_stopped_as_asked(manager: str) -> None:
     def scale(replicas: int) -> None:
-        arguments = ["pools", "scale", "local", str(replicas), "--wait", "--wait-timeout", "60"]
+        arguments = ["pools", "scale", "default", str(replicas), "--wait", "--wait-timeout", "60"]
         result = CliRunner().invoke(app, arguments, env={"MODELFLEET_MANAGER": manager})
         assert result.exit_code == 0, result.output
 
     with Client(manager=manager) as client:
         scale(2)
-        assert [worker.worker for worker in client.get_pool("local").workers] == ["local-1", "local-2"]
+        assert [worker.worker for worker in client.get_pool("default").workers] == ["default-1", "default-2"]
         scale(1)
-        assert [worker.worker for worker in client.get_pool("local").workers] == ["local-1"]
+        assert [worker.worker for worker in client.get_pool("default").workers] == ["default-1"]
         with pytest.raises(InvalidInputError, match="at least 1"):
-            client.scale_pool("local", 0)
+            client.scale_pool("default", 0)

@@ -20,7 +20,7 @@ from modelfleet.runtime.errors import StateConflictError, UnavailableError
 from modelfleet_tools.service_process import ServiceProcess
 
 _POLL_S = 0.05
-_POOL = "local"
+_POOL = "default"
 # For clients that balance over replicas to hear that one leaves.
 _DRAIN_DELAY_S = "1"
 
@@ -300,7 +300,7 @@ class LocalCluster:
 
 
 def _worker(name: str) -> str:
-    return f"local-{name.partition('-')[2] or 1}"
+    return f"{_POOL}-{name.partition('-')[2] or 1}"
 
 
 def _service(name: str) -> Service:

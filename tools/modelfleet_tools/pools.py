@@ -51,7 +51,7 @@ def list_pools(
             f"{pool.ready_replicas}/{pool.desired_replicas}",
             f"{pool.gpus_per_worker} {pool.gpu_resource}" if pool.gpu_resource else "none",
             ", ".join(pool.images) or "none",
-            pool.problem or next((worker.problem for worker in pool.workers if worker.problem), ""),
+            pool.problem or next(filter(None, map(_problem, pool.workers)), ""),
         )
         for pool in found
     )
@@ -131,7 +131,7 @@ def _print_workers(pool: Pool) -> None:
             "yes" if worker.ready else "no",
             worker.restart_count,
             _versions(worker),
-            worker.problem,
+            _problem(worker),
         )
         for worker in pool.workers
     )
@@ -143,3 +143,11 @@ def _print_workers(pool: Pool) -> None:
 
 def _versions(worker: PoolWorker) -> str:
     return ", ".join(f"{one.model}@{one.model_version} {one.state}" for one in worker.versions) or "none"
+
+
+def _problem(worker: PoolWorker) -> str:
+    """Return what keeps a worker from being ready, or from serving one of its versions."""
+    failed = (
+        f"{one.model}@{one.model_version}: {one.state_reason}" for one in worker.versions if one.state == "FAILED"
+    )
+    return worker.problem or "; ".join(failed)

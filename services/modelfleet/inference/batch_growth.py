@@ -8,7 +8,7 @@ from typing import Any
 from modelfleet.inference.memory_budget import MemoryBudget
 from modelfleet.inference.models import LoadedModel
 from modelfleet.inference.row_independence import deviation
-from modelfleet.inference.self_test_runs import SelfTestRuns, cause
+from modelfleet.inference.self_test_runs import SelfTestRuns, SlowRunError, cause
 from modelfleet.inference.tensor_spec import Array
 from modelfleet.runtime.errors import InvalidBundleError, ModelfleetError, NotFiniteError
 from modelfleet.runtime.memory import peak_memory, reset_peak_memory, resident_memory
@@ -50,9 +50,12 @@ class BatchGrowth:
             payload, lengths = batch(larger)
             host_bytes, device_bytes = self._predicted(larger * max(lengths))
             self._budget.require(model.name, host_bytes, device_bytes, f"to run {larger} rows at once")
-            answer, took_s = await self._first_row((payload, lengths))
-            if took_s > _LONGEST_BATCH_S:  # what is done once for a size does not count
+            try:
                 answer, took_s = await self._first_row((payload, lengths))
+                if took_s > _LONGEST_BATCH_S:  # what is done once for a size does not count
+                    answer, took_s = await self._first_row((payload, lengths))
+            except SlowRunError:
+                break
             if took_s > _LONGEST_BATCH_S or deviation([alone], [answer]) > self.tolerance:
                 break
             self._budget.require_kept(model.name, f"after {larger} rows at once")

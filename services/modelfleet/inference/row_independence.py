@@ -10,6 +10,7 @@ more than is tolerated is never joined with others' rows again.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from modelfleet.bundle.graph import Precision, table_rows
 from modelfleet.bundle.manifest import Batching, Manifest, Task
 from modelfleet.inference.made_inputs import random_rows, random_tokens, tokens_of
 from modelfleet.inference.models import LoadedModel, TensorModel, TextModel
-from modelfleet.inference.self_test_runs import SelfTestRuns
+from modelfleet.inference.self_test_runs import SelfTestRuns, SlowRunError
 from modelfleet.inference.session import Device
 from modelfleet.inference.sharing import Sharing
 from modelfleet.inference.tensor_spec import Array
@@ -60,11 +61,13 @@ async def find_sharing(
     graph that answers no number to anything.
     """
     wanted = model.manifest.batching
+    if wanted is Batching.ALONE:
+        return Sharing(Batching.ALONE, reason="its manifest says so")
+    if wanted and _ORDER.index(wanted) > _ORDER.index(model.widest):
+        raise _more_than_holds(wanted, f"such a graph lets rows share at most {model.widest.value!r}")
     if model.widest is Batching.ALONE:
         why = "an input or output of its graph has no first axis that may vary"
         return Sharing(Batching.ALONE, reason=why)
-    if wanted is Batching.ALONE:
-        return Sharing(Batching.ALONE, reason="its manifest says so")
     model.sharing = Sharing(model.widest)
     if isinstance(model, TextModel):
         found = await _of_texts(model, runs, tolerance)
@@ -76,12 +79,16 @@ async def find_sharing(
     if wanted is None:
         return found
     if _ORDER.index(wanted) > _ORDER.index(found.batching):
-        raise InvalidBundleError(
-            f"The manifest says `batching: {wanted.value}`, but {found.reason}. Remove the line, or allow what differs "
-            "with `batching_tolerance`.",
-            field="batching",
-        )
+        raise _more_than_holds(wanted, found.reason)
     return Sharing(wanted, found.deviation)
+
+
+def _more_than_holds(wanted: Batching, why: str) -> InvalidBundleError:
+    return InvalidBundleError(
+        f"The manifest says `batching: {wanted.value}`, but {why}. Remove the line, or allow what differs with "
+        "`batching_tolerance`.",
+        field="batching",
+    )
 
 
 async def _of_texts(model: TextModel, runs: SelfTestRuns, tolerance: float) -> Sharing | None:
@@ -99,7 +106,7 @@ async def _of_texts(model: TextModel, runs: SelfTestRuns, tolerance: float) -> S
         shapes |= {answer[0].shape for answer in alone if not isinstance(answer, ModelfleetError)}
         told_apart |= _differ(alone)
         for count in sorted({min(count, len(lengths)) for count in _JOINED}):
-            alike = max(alike, await _together(runs, _part(tokens, 0, count), alone[:count]))
+            alike = max(alike, await _texts_together(runs, _part(tokens, 0, count), alone[:count]))
         if alike > tolerance:
             return Sharing(Batching.ALONE, reason=_described("texts of the same length", alike, tolerance))
     if model.manifest.task is not Task.ENTITIES and len(shapes) > 1:
@@ -119,7 +126,7 @@ async def _of_texts(model: TextModel, runs: SelfTestRuns, tolerance: float) -> S
                 _part(tokens, first, first + lengths.count(length)), [length] * lengths.count(length)
             )
             expected += answers.rows
-        padded = max(padded, await _together(runs, tokens, expected))
+        padded = max(padded, await _texts_together(runs, tokens, expected))
         if padded > tolerance:
             reason = _described("texts padded to one length", padded, tolerance)
             return Sharing(Batching.SAME_SHAPE, alike, reason)
@@ -148,9 +155,8 @@ async def _of_tensors(
             answered = True
             made_up[:] = made_up or [{name: array[:1] for name, array in draw.items()}]
         for count in _JOINED:
-            together = await runs.answers({name: array[:count] for name, array in draw.items()}, [1] * count)
-            found = np.inf if together.refused else deviation(alone[:count], together.rows)
-            worst = max(worst, found)
+            part = {name: array[:count] for name, array in draw.items()}
+            worst = max(worst, await _together(runs, part, [1] * count, alone[:count]))
             if worst > tolerance:
                 return Sharing(Batching.ALONE, reason=_described("rows of its first axis", worst, tolerance))
         telling += _differ(alone)
@@ -180,8 +186,16 @@ async def _one(runs: SelfTestRuns, tokens: Tokens) -> _Answer:
     return (await runs.answers(tokens, tokens.lengths.tolist())).rows[0]
 
 
-async def _together(runs: SelfTestRuns, tokens: Tokens, alone: Sequence[_Answer]) -> float:
-    together = await runs.answers(tokens, tokens.lengths.tolist())
+async def _texts_together(runs: SelfTestRuns, tokens: Tokens, alone: Sequence[_Answer]) -> float:
+    return await _together(runs, tokens, tokens.lengths.tolist(), alone)
+
+
+async def _together(runs: SelfTestRuns, payload: Any, lengths: Sequence[int], alone: Sequence[_Answer]) -> float:
+    """Return by how much answers differ when rows run together; infinite where they cannot, or take too long."""
+    try:
+        together = await runs.answers(payload, lengths)
+    except SlowRunError:
+        return np.inf
     return np.inf if together.refused else deviation(alone, together.rows)
 
 

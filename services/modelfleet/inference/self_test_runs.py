@@ -24,6 +24,10 @@ _LONGEST_RUN_S = 30.0
 _BUILDING = "TensorrtExecutionProvider"
 
 
+class SlowRunError(InvalidBundleError):
+    """A run of the self-test did not end in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """
@@ -83,7 +87,7 @@ class SelfTestRuns:
             async with asyncio.timeout(None if slow_start else _LONGEST_RUN_S):
                 return await self._engine.submit(self, payload, lengths, deadline=math.inf, probe=True)
         except TimeoutError as error:
-            raise InvalidBundleError(
+            raise SlowRunError(
                 f"The graph has not answered {len(lengths)} rows of {max(lengths)} after {_LONGEST_RUN_S:g} s on this "
                 "worker. Serve it on a faster device, or make it smaller.",
                 field="model",

@@ -186,7 +186,7 @@ class ServedModels:
         if version.state is VersionState.FAILED:
             why = version.reason.rstrip(".")
             failed = ModelLoadingError(
-                f"{version.key} could not be loaded on this worker: {why}. Retry on another replica."
+                f"{version.key} could not be loaded on this worker: {why}. Ask a replica that has loaded it."
             )
             failed.retry_after_s = _ELSEWHERE_S
             raise failed

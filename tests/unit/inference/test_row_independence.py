@@ -1,7 +1,9 @@
 """What a version's rows share is found out when it is loaded, or decided by its manifest where it cannot be."""
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from harness import graphs
 from harness.company_graphs import TENSORS, TEXTS
 from harness.loading import load, running_engine
 from modelfleet.bundle.manifest import Batching, Manifest, Task
+from modelfleet.inference import self_test_runs
 from modelfleet.inference.engine import Engine
+from modelfleet.inference.session import Session
 from modelfleet.runtime.errors import InvalidBundleError
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -63,6 +67,7 @@ async def test_a_manifest_may_ask_for_less_than_holds(engine: Engine, tmp_path: 
         ("detections", Batching.SAME_SHAPE, "rows of its first axis are answered differently"),
         ("mean of all", Batching.PADDED, "texts padded to one length differ"),
         ("mean of texts", Batching.SAME_SHAPE, "texts of the same length differ"),
+        ("dense", Batching.PADDED, "such a graph lets rows share at most 'same-shape'"),
     ],
 )
 async def test_a_manifest_that_asks_for_more_than_holds_is_refused(
@@ -163,3 +168,21 @@ async def test_fixed_axes_are_filled_up(
 
     assert (model.sharing.batching, model.limits.max_rows) == (batching, max_rows)
     assert model.max_tokens == (8 if tokens == 8 else graphs.MAX_TOKENS)
+
+
+async def test_a_model_whose_rows_take_too_long_together_is_served_row_by_row(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Session.run
+
+    def slow(self: Session, inputs: Any, *more: Any) -> Any:
+        time.sleep(0.15 * len(next(iter(inputs.values()))))
+        return run(self, inputs, *more)
+
+    monkeypatch.setattr(Session, "run", slow)
+    monkeypatch.setattr(self_test_runs, "_LONGEST_RUN_S", 0.6)
+
+    model = await load(made("dense"), engine, tmp_path)
+
+    assert model.sharing.batching is Batching.ALONE
+    assert "or not at all, when they run together" in model.notes

@@ -136,7 +136,10 @@ def test_a_failed_version_says_why_and_asks_for_a_retry_elsewhere() -> None:
     add(served, state=VersionState.FAILED)
     with pytest.raises(ModelLoadingError) as raised, served.use(ask("m@1")):
         pass
-    assert raised.value.message == "m@1 could not be loaded on this worker: it is broken. Retry on another replica."
+    assert (
+        raised.value.message
+        == "m@1 could not be loaded on this worker: it is broken. Ask a replica that has loaded it."
+    )
     assert raised.value.retry_after_s
 
 
