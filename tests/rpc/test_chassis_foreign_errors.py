@@ -39,7 +39,10 @@ async def arrived(code: grpc.StatusCode, *metadata: tuple[str, bytes]) -> Modelf
         (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidInputError),
         (grpc.StatusCode.NOT_FOUND, errors.NotFoundError),
         (grpc.StatusCode.FAILED_PRECONDITION, errors.StateConflictError),
-        (grpc.StatusCode.UNIMPLEMENTED, errors.InternalError),
+        (grpc.StatusCode.UNIMPLEMENTED, errors.UnknownCallError),
+        (grpc.StatusCode.CANCELLED, errors.CallCancelledError),
+        (grpc.StatusCode.UNAUTHENTICATED, errors.UnauthenticatedError),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDeniedError),
         (grpc.StatusCode.UNKNOWN, errors.InternalError),
     ],
 )
