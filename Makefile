@@ -20,7 +20,8 @@ $(BIN)/python:
 
 # What serves on one machine, and what development needs besides.
 $(LOCAL) $(STAMP): $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	@echo "Installing into $(VENV), once: a minute or three, by what has to be fetched ..."
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt \
 	  --editable '.[$(if $(filter $(LOCAL),$@),local,dev)]'
 	touch $@
 
