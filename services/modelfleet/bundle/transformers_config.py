@@ -42,6 +42,8 @@ _DEFAULT_LABELS = ("LABEL_0", "LABEL_1")
 _SANE_MAX_TOKENS = 1 << 24
 # What numbers of positions are multiples of.
 _ROUND = 64
+# Where the number alone does not tell.
+_BEHIND_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet", "luke"})
 # What the library's BERT tokenizers take from there over what tokenizer.json says, and what it is called there.
 _BERT_NORMALIZATION = MappingProxyType(
     {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
@@ -146,9 +148,10 @@ def _positions(config: ConfigFile) -> int | None:
     A worker tries what the graph takes, but a GPU looks up what is not there without an error.
     """
     positions, pad = config.integer("max_position_embeddings"), config.values.get("pad_token_id")
-    if positions and isinstance(pad, int) and pad > 0 and positions % _ROUND and not (positions - pad - 1) % _ROUND:
-        return positions - pad - 1
-    return positions
+    if not positions or not isinstance(pad, int) or pad < 1:
+        return positions
+    uneven = positions % _ROUND and not (positions - pad - 1) % _ROUND
+    return positions - pad - 1 if uneven or config.text("model_type") in _BEHIND_PADDING else positions
 
 
 def _check_encoder(config: ConfigFile, name: str) -> None:
