@@ -148,10 +148,13 @@ def _positions(config: ConfigFile) -> int | None:
     A worker tries what the graph takes, but a GPU looks up what is not there without an error.
     """
     positions, pad = config.integer("max_position_embeddings"), config.values.get("pad_token_id")
-    if not positions or not isinstance(pad, int) or pad < 1:
+    if not positions:
         return positions
-    uneven = positions % _ROUND and not (positions - pad - 1) % _ROUND
-    return positions - pad - 1 if uneven or config.text("model_type") in _BEHIND_PADDING else positions
+    pad = pad if isinstance(pad, int) and pad > 0 else 0
+    if config.text("model_type") in _BEHIND_PADDING:
+        return positions - (pad or 1) - 1
+    uneven = pad and positions % _ROUND and not (positions - pad - 1) % _ROUND
+    return positions - pad - 1 if uneven else positions
 
 
 def _check_encoder(config: ConfigFile, name: str) -> None:
