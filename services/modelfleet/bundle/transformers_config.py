@@ -35,6 +35,7 @@ _ACTIVATIONS = MappingProxyType(
 _ACTIVATION_FUNCTIONS = MappingProxyType(
     {"Sigmoid": Activation.SIGMOID, "Identity": Activation.NONE, "Softmax": Activation.SOFTMAX}
 )
+_OF_RELEVANCE = frozenset({"label_0", "relevance", "relevant", "score"})
 # What the library takes where the file has neither labels nor their number.
 _DEFAULT_LABELS = ("LABEL_0", "LABEL_1")
 
@@ -113,9 +114,10 @@ def relevance(config: ConfigFile) -> Activation:
 
 
 def is_cross_encoder(config: ConfigFile) -> bool:
-    """Whether one score is a relevance: the file was written by a cross-encoder, or its label has no name."""
+    """Whether one score is a relevance: the file was written by a cross-encoder, or its label has no name, or one of relevance."""
     saved = config.values.get("sentence_transformers") or config.values.get("sbert_ce_default_activation_function")
-    return len(labels(config)) == 1 and (bool(saved) or labels(config) == ("LABEL_0",))
+    found = labels(config)
+    return len(found) == 1 and (bool(saved) or found[0].lower() in _OF_RELEVANCE)
 
 
 def check_tokenizer(root: Path) -> None:
