@@ -114,7 +114,7 @@ def relevance(config: ConfigFile) -> Activation:
 
 
 def is_cross_encoder(config: ConfigFile) -> bool:
-    """Whether one score is a relevance: the file was written by a cross-encoder, or its label has no name, or one of relevance."""
+    """Whether one score is a relevance: a cross-encoder wrote the file, or its label is none, or says relevance."""
     saved = config.values.get("sentence_transformers") or config.values.get("sbert_ce_default_activation_function")
     found = labels(config)
     return len(found) == 1 and (bool(saved) or found[0].lower() in _OF_RELEVANCE)
