@@ -127,8 +127,10 @@ async def even_shares(way: Caller, everyone: set[int]) -> None:
     """Return once all answer alike; a connection that has just reached its age is missing for some calls."""
     async with asyncio.timeout(_SHARE_WITHIN_S):
         await way.heard(everyone)
-        while min((await way.next_answers(400))[replica] for replica in everyone) < _FEWEST_OF_400:
-            pass
+        fewest = 0
+        while fewest < _FEWEST_OF_400:
+            shares = await way.next_answers(400)
+            fewest = min(shares[replica] for replica in everyone)
 
 
 async def live(dns: ClusterDns, replicas: int) -> dict[str, Caller]:
