@@ -346,6 +346,9 @@ async def test_a_model_s_prompt_is_put_before_each_text_and_its_dimensions_are_c
     np.testing.assert_allclose(vectors(answer), [unit(embedded(encoded("the cat: mat").ids)[:3])], atol=1e-5)
 
     windows = pb.EmbedRequest(model="prompted", texts=["mat"], windowing=tokenizer_pb2.Windowing(stride=2))
+    left = pb.EmbedRequest(model="prompted", texts=[LONG], truncation=tokenizer_pb2.TRUNCATION_LEFT)
+    with pytest.raises(grpc.aio.AioRpcError, match="which truncation would take away"):
+        await worker.inference.Embed(left)
     with pytest.raises(grpc.aio.AioRpcError, match="prompted@1 puts a prompt before each text") as caught:
         await worker.inference.Embed(windows)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

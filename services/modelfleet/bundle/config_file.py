@@ -27,6 +27,13 @@ class ConfigFile:
         )
         return found
 
+    def positive(self, key: str) -> int | None:
+        """Return an integer of at least 1."""
+        value = self.integer(key)
+        if value is not None and value < 1:
+            raise self.refusal(key, "is less than 1", "Correct it")
+        return value
+
     def text(self, key: str) -> str | None:
         """Return a string."""
         found: str | None = self._typed(key, "a string", lambda value: isinstance(value, str))

@@ -58,7 +58,7 @@ def open_directory(root: Path, *, with_golden: bool = True) -> tuple[Bundle, Map
 
 def _check_output(manifest: Manifest, graph: Path) -> None:
     found = outputs(graph)
-    name = manifest.output or next(iter(found))
+    name = manifest.output or next(iter(found), "")
     if name not in found:
         raise InvalidBundleError(
             f"The manifest's output is {name!r}; the graph has {', '.join(found)}. Correct it.", field="output"

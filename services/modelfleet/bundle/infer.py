@@ -39,9 +39,10 @@ def infer_manifest(root: Path, given: Config = MappingProxyType({})) -> Manifest
     if task == Task.EMBED:
         fields |= _embedding(root, given)
     elif task in (Task.CLASSIFY, Task.ENTITIES):
-        fields |= _labelling(config, given)
+        fields |= _labelling(root, config, given)
     elif task == Task.RERANK:
-        raw = not given.get("activation") and transformers_config.relevance(config) is Activation.NONE
+        said = sentence_transformers.cross_encoder(root, sentence_transformers.modules(root))
+        raw = not given.get("activation") and transformers_config.relevance(config, said, 1) is Activation.NONE
         fields |= {"activation": Activation.NONE} if raw else {}
     elif task == Task.GENERATE:
         fields |= _generation(root)
@@ -53,7 +54,11 @@ def _task(root: Path, config: ConfigFile) -> Task:
         return Task.GENERATE
     steps = sentence_transformers.modules(root)
     kind = sentence_transformers.kind(root)
-    of_config = transformers_config.task(config) if kind is not Kind.EMBEDDER else None
+    of_config = transformers_config.task(config)
+    if of_config is Task.ENTITIES and (steps or kind):
+        raise config.refusal(
+            "architectures", "labels tokens, beside modules that embed", f"Write `task:` into {MANIFEST_FILE}"
+        )
     if kind is Kind.EMBEDDER or (steps and kind is None and of_config is not Task.CLASSIFY):
         return Task.EMBED
     # A vision or audio model has a config too; what its tensors mean is the caller's to know.
@@ -125,26 +130,28 @@ def _special_tokens(root: Path) -> dict[str, str]:
 
 def _text(root: Path, config: ConfigFile, given: Config) -> dict[str, object]:
     """Return what every model that reads text has."""
-    pad = config.values.get("pad_token_id")
+    pad = config.integer("pad_token_id")
     limits = (sentence_transformers.limits(root), *transformers_config.text_limits(root, config))
     return {
         "tokenizer": TOKENIZER_FILE if (root / TOKENIZER_FILE).is_file() else None,
         "max_tokens": given.get("max_tokens") or min((limit for limit in limits if limit), default=None),
-        "vocabulary_size": config.integer("vocab_size"),
-        "pad_token_id": pad if isinstance(pad, int) and pad >= 0 else 0,
+        "vocabulary_size": config.positive("vocab_size"),
+        "pad_token_id": max(pad or 0, 0),
     }
 
 
 def _embedding(root: Path, given: Config) -> dict[str, object]:
     """Return what sentence-transformers' own files say; a plain encoder is pooled by the mean."""
     if given.get("pooling"):
-        steps = [step.name for step in sentence_transformers.modules(root)]
-        return {"normalize": "Normalize" in steps}
+        return sentence_transformers.embedding(root, sentence_transformers.modules(root), pooled=True)
     return {"pooling": Pooling.MEAN} | sentence_transformers.embedding(root, sentence_transformers.modules(root))
 
 
-def _labelling(config: ConfigFile, given: Config) -> dict[str, object]:
+def _labelling(root: Path, config: ConfigFile, given: Config) -> dict[str, object]:
     labels = given.get("labels") or transformers_config.labels(config)
+    said = sentence_transformers.cross_encoder(root, sentence_transformers.modules(root))
+    if not given.get("activation") and (said or sentence_transformers.kind(root) is Kind.CROSS_ENCODER):
+        return {"labels": labels, "activation": transformers_config.relevance(config, said, len(labels))}
     if given.get("activation"):
         return {"labels": labels}
     return {"labels": labels, "activation": transformers_config.activation(config, len(labels))}

@@ -85,7 +85,13 @@ def modules(root: Path) -> Sequence[Module]:
         raise InvalidBundleError(
             f"{root / MODULES_FILE} is not a JSON array of objects. Fetch it again.", field=MODULES_FILE
         )
-    return [_module(root, entry) for entry in sorted(found, key=lambda entry: _index(root, entry, found))]
+    numbers = [entry.get("idx", index) for index, entry in enumerate(found)]
+    ordered = all(type(number) is int for number in numbers) and numbers == sorted(numbers)
+    if (root / MODULES_FILE).is_file() and not (found and ordered):
+        raise InvalidBundleError(
+            f"{root / MODULES_FILE} names no modules, or not in the order of their idx. Correct it.", field=MODULES_FILE
+        )
+    return [_module(root, entry) for entry in found]
 
 
 def kind(root: Path) -> Kind | None:
@@ -98,9 +104,32 @@ def kind(root: Path) -> Kind | None:
     return Kind(said) if said else None
 
 
-def embedding(root: Path, steps: Sequence[Module]) -> dict[str, object]:
-    """Return the fields of a manifest that say how token vectors become those of texts."""
+def cross_encoder(root: Path, steps: Sequence[Module]) -> str | None:
+    """Return the activation that the library's file names for a cross-encoder; refuses what else it asks for."""
+    if steps and [step.name for step in steps] != ["Transformer"]:
+        raise InvalidBundleError(
+            f"{root / MODULES_FILE}: the modules of a model that scores are {', '.join(step.name for step in steps)}; "
+            "Transformer alone can be served. Export a graph that does all of it.",
+            field=MODULES_FILE,
+        )
+    config = ConfigFile(root, LIBRARY_FILE)
+    config.only((*LIBRARY_KEYS, "keep_in_fp32_modules"))
+    name = config.text("default_prompt_name")
+    if name is not None and (config.object("prompts") or {}).get(name):
+        raise config.refusal("default_prompt_name", "cannot be served for pairs", "Write the prompt into your queries")
+    return config.text("activation_fn")
+
+
+def embedding(root: Path, steps: Sequence[Module], *, pooled: bool = False) -> dict[str, object]:
+    """
+    Return the fields of a manifest that say how token vectors become those of texts.
+
+    Of a graph that is `pooled` otherwise than the files say, only prompts, dimensions and norms are read.
+    """
     names = tuple(step.name for step in steps)
+    if pooled:
+        return {"normalize": "Normalize" in names} | _library(root, keeps_prompt=True)
+    _check_normalize(root, steps)
     if steps and names not in _ORDERS:
         orders = "; or ".join(", ".join(order) for order in _ORDERS)
         raise InvalidBundleError(
@@ -126,24 +155,10 @@ def limits(root: Path) -> int | None:
     """Return the most tokens of a text, None where no file says it; refuses what else the file asks for."""
     for name in LIMITS_FILES:
         config = ConfigFile(root, name)
-        if not config.there:
+        if not config.values:
             continue
-        config.only(LIMITS_KEYS)
-        if config.flag("do_lower_case") and not lower_cases(root):
-            raise config.refusal(
-                "do_lower_case",
-                "tokenizer.json does not do",
-                "Add the normalizer Lowercase to tokenizer.json, or say false",
-            )
-        for key in ("query_length", "document_length", "query_expansion", "unpad_inputs"):
-            if config.values.get(key):
-                raise config.refusal(key, "cannot be served", "Export the model without it")
-        for key in ("model_args", "tokenizer_args", "config_args", "processing_kwargs"):
-            if config.object(key):
-                raise config.refusal(key, "may change answers", "Apply it when you export, and remove it")
-        if config.text("transformer_task") not in (None, "feature-extraction", "sequence-classification"):
-            raise config.refusal("transformer_task", "cannot be served", "Export the model for feature-extraction")
-        return config.integer("max_seq_length")
+        _check_limits(root, config)
+        return config.positive("max_seq_length")
     return None
 
 
@@ -168,9 +183,46 @@ def normalizers(root: Path) -> Sequence[Mapping[str, object]]:
     return found
 
 
+def _check_limits(root: Path, config: ConfigFile) -> None:
+    """Refuse what the file asks for beside the length of texts."""
+    config.only(LIMITS_KEYS)
+    if config.text("module_output_name") not in (None, "token_embeddings", "logits", "scores"):
+        raise config.refusal("module_output_name", "is not pooled here", "Export a graph that pools")
+    read = (config.object("modality_config") or {"text": {}}).get("text")
+    if not isinstance(read, dict) or read.get("method_output_name") not in (None, "last_hidden_state", "logits"):
+        raise config.refusal("modality_config", "is not a text's last hidden state", "Export a graph that pools")
+    if config.flag("do_lower_case") and not lower_cases(root):
+        raise config.refusal(
+            "do_lower_case",
+            "tokenizer.json does not do",
+            "Add the normalizer Lowercase to tokenizer.json, or say false",
+        )
+    for key in ("query_length", "document_length", "query_expansion", "unpad_inputs"):
+        if config.values.get(key):
+            raise config.refusal(key, "cannot be served", "Export the model without it")
+    for key in ("model_args", "tokenizer_args", "config_args", "processing_kwargs"):
+        if config.object(key):
+            raise config.refusal(key, "may change answers", "Apply it when you export, and remove it")
+    if config.text("transformer_task") not in (None, "feature-extraction", "sequence-classification"):
+        raise config.refusal("transformer_task", "cannot be served", "Export the model for feature-extraction")
+
+
+def _check_normalize(root: Path, steps: Sequence[Module]) -> None:
+    """Raise InvalidBundleError for a norm of anything but the text's vector."""
+    for step in steps:
+        if step.name == "Normalize" and step.path:
+            config = ConfigFile(root, f"{step.path}/config.json")
+            for key in config.values:
+                if config.text(key) != "sentence_embedding":
+                    raise config.refusal(key, "cannot be served", "Only vectors of texts are normalized")
+
+
 def _pooling(config: ConfigFile) -> Pooling:
     config.only(POOLING_KEYS)
-    modes = config.strings("pooling_mode") or [mode for key, mode in _FLAGS.items() if config.flag(key)]
+    flagged = [mode for key, mode in _FLAGS.items() if config.flag(key)]
+    modes = list(config.strings("pooling_mode")) or flagged
+    if config.values.get("pooling_mode") == [] or (flagged and sorted(modes) != sorted(flagged)):
+        raise config.refusal("pooling_mode", "is empty, or differs from the flags beside it", "Say one of them")
     key = "pooling_mode" if config.values.get("pooling_mode") else next(iter(config.values.keys() & _FLAGS), "")
     if not modes and key:
         raise InvalidBundleError(
@@ -192,7 +244,7 @@ def _library(root: Path, *, keeps_prompt: bool) -> dict[str, object]:
     config = ConfigFile(root, LIBRARY_FILE)
     config.only(LIBRARY_KEYS)
     fields: dict[str, object] = {}
-    if (dimensions := config.integer("truncate_dim")) is not None:
+    if (dimensions := config.positive("truncate_dim")) is not None:
         fields["truncate_dimensions"] = dimensions
     prompts = config.object("prompts") or {}
     if (name := config.text("default_prompt_name")) is not None:
@@ -245,10 +297,3 @@ def _module(root: Path, entry: Mapping[str, object]) -> Module:
             field=MODULES_FILE,
         )
     return Module(name, folder.strip("/"))
-
-
-def _index(root: Path, entry: Mapping[str, object], found: Sequence[Mapping[str, object]]) -> int:
-    index = entry.get("idx", found.index(entry))
-    if not isinstance(index, int):
-        raise InvalidBundleError(f"{root / MODULES_FILE}: an idx is not a number. Fetch it again.", field=MODULES_FILE)
-    return index

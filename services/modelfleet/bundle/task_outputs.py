@@ -65,7 +65,7 @@ def _check_vectors(manifest: Manifest, name: str, shape: Sequence[int | None]) -
     width, pooled = shape[-1], len(shape) == min(FORMS[Task.EMBED].ranks)
     if manifest.pooling is Pooling.MODEL and not pooled:
         raise _refusal(manifest, name, "has a vector for each token, and `pooling: model` promises one for each text")
-    if width is not None and width == manifest.vocabulary_size:
+    if width is not None and manifest.vocabulary_size and width >= manifest.vocabulary_size:
         raise _refusal(
             manifest, name, f"is as wide as the vocabulary ({width}): these are logits of tokens, not vectors of texts"
         )

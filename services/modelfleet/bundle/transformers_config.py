@@ -100,13 +100,14 @@ def activation(config: ConfigFile, count: int) -> Activation:
     return _ACTIVATIONS[said]
 
 
-def relevance(config: ConfigFile) -> Activation:
-    """Return how the logit of a cross-encoder becomes a score: a sigmoid where the file does not say."""
-    nested = (config.object("sentence_transformers") or {}).get("activation_fn")
+def relevance(config: ConfigFile, said: str | None, count: int) -> Activation:
+    """Return how `count` logits of a cross-encoder become scores: as files say, else one by a sigmoid, several not."""
+    nested = said or (config.object("sentence_transformers") or {}).get("activation_fn")
     key = "sbert_ce_default_activation_function" if nested is None else "sentence_transformers"
     said = config.text(key) if nested is None else nested
     if said is None:
-        return Activation.NONE if config.text("problem_type") == "regression" else Activation.SIGMOID
+        regression = config.text("problem_type") == "regression"
+        return Activation.NONE if regression or count > 1 else Activation.SIGMOID
     found = _ACTIVATION_FUNCTIONS.get(str(said).rpartition(".")[2])
     if found not in (Activation.SIGMOID, Activation.NONE):
         raise config.refusal(key, "asks for an activation that cannot be served", "Sigmoid and Identity can")
@@ -137,7 +138,7 @@ def text_limits(root: Path, config: ConfigFile) -> Sequence[int | None]:
     if isinstance(longest, float) and longest >= _SANE_MAX_TOKENS:
         longest = None  # 1e30, as some files write it
     elif longest is not None:
-        longest = tokenizer.integer("model_max_length")
+        longest = tokenizer.positive("model_max_length")
     return [limit if limit is None or 0 < limit < _SANE_MAX_TOKENS else None for limit in (_positions(config), longest)]
 
 

@@ -119,7 +119,7 @@ class Pipeline:
                 tokens.window_counts,
                 dimensions=dimensions or model.manifest.truncate_dimensions or 0,
                 normalize=normalizes,
-                cut_last=not dimensions,
+                cut_last=not dimensions and normalize is None,
             )
         return Embedded(version, assembled, tokens.usage())
 
@@ -303,10 +303,11 @@ class Pipeline:
 def _prompted(text: TextInput, prompt: str, version: VersionKey) -> TextInput:
     if not prompt or text.tokens is not None:
         return text
-    if text.stride is not None:
+    if text.stride is not None or text.truncation is Truncation.LEFT:
+        field = "truncation" if text.stride is None else "windowing"
         raise InvalidInputError(
-            f"{version} puts a prompt before each text, which only its first window would have. Leave windowing out.",
-            field="windowing",
+            f"{version} puts a prompt before each text, which {field} would take away. Cut texts from the right.",
+            field=field,
         )
     return replace(text, texts=[prompt + one if one else one for one in text.texts])
 

@@ -117,6 +117,8 @@ class TextModel:
 
     def reduce(self, outputs: Array, rows: Sequence[Row[Job]]) -> Sequence[Array | NotFiniteError]:
         """Return one float32 array a row; its shape is the task's. A row that is not finite has an error instead."""
+        if self.output.shape[-1:] == (None,):  # ONNX Runtime does not know it before
+            check_output(self.manifest, self.output.name, outputs.dtype, outputs.shape)
         if self.fixed_rows and len(outputs) == self.fixed_rows:
             outputs = outputs[: len(rows)]
         lengths = np.array([row.length for row in rows])

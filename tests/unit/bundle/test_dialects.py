@@ -93,9 +93,43 @@ HONOURED: dict[str, tuple[dict[str, object], dict[str, object]]] = {
             ("a list of one", ["cls"], "cls"),
         )
     },
-    "modules out of order in the file": (
-        {"modules.json": modules()[::-1], "1_Pooling/config.json": flags("max_tokens")},
-        {"task": "embed", "pooling": "max"},
+    "limits in the first file that says any": (
+        {
+            "modules.json": modules(),
+            "1_Pooling/config.json": flags("mean_tokens"),
+            "sentence_bert_config.json": {},
+            "sentence_roberta_config.json": {"max_seq_length": 75},
+        },
+        {"max_tokens": 75},
+    ),
+    "a graph that pools, and a default prompt": (
+        {
+            "modelfleet.yaml": {"pooling": "model"},
+            "modules.json": modules(),
+            "config_sentence_transformers.json": {
+                "prompts": {"q": "query: "},
+                "default_prompt_name": "q",
+                "truncate_dim": 2,
+            },
+        },
+        {"pooling": "model", "prompt": "query: ", "truncate_dimensions": 2},
+    ),
+    "a cross-encoder of 6 whose scores are logits": (
+        {
+            "config.json": {**HEAD, "id2label": {"0": "LABEL_0"}},
+            "config_sentence_transformers.json": {
+                "model_type": "CrossEncoder",
+                "activation_fn": "torch.nn.modules.linear.Identity",
+            },
+        },
+        {"task": "rerank", "activation": "none"},
+    ),
+    "a cross-encoder of three labels": (
+        {
+            "config.json": {**HEAD, "id2label": {"0": "a", "1": "b", "2": "c"}},
+            "config_sentence_transformers.json": {"model_type": "CrossEncoder"},
+        },
+        {"task": "classify", "activation": "none"},
     ),
     "a pooling folder of another name": (
         {"modules.json": modules(path="pool"), "pool/config.json": flags("cls_token")},
@@ -197,7 +231,8 @@ HONOURED: dict[str, tuple[dict[str, object], dict[str, object]]] = {
 def test_what_a_folder_says_is_served(tmp_path: Path, name: str) -> None:
     files, expected = HONOURED[name]
 
-    manifest = infer_manifest(folder(tmp_path, files)).model_dump()
+    given: Any = files.get("modelfleet.yaml", {})
+    manifest = infer_manifest(folder(tmp_path, files), given).model_dump()
 
     assert {field: manifest[field] for field in expected} == expected
 
@@ -207,6 +242,60 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "several poolings": (
         {**_PLAIN, "1_Pooling/config.json": {"pooling_mode": ["cls", "mean"]}},
         "pooling cls and mean",
+    ),
+    "modules out of order": ({**_PLAIN, "modules.json": modules()[::-1]}, "not in the order of their idx"),
+    "no modules": ({**_PLAIN, "modules.json": []}, "names no modules"),
+    "poolings that disagree": (
+        {**_PLAIN, "1_Pooling/config.json": {"pooling_mode": "mean", "pooling_mode_cls_token": True}},
+        "is empty, or differs from the flags",
+    ),
+    "no pooling in a list": ({**_PLAIN, "1_Pooling/config.json": {"pooling_mode": []}}, "is empty, or differs"),
+    "norms of tokens": (
+        {
+            **_PLAIN,
+            "modules.json": modules("models", NORMALIZE),
+            "2_Normalize/config.json": {"module_input_name": "token_embeddings"},
+        },
+        'module_input_name is "token_embeddings", which cannot be served',
+    ),
+    "another output that is pooled": (
+        {**_PLAIN, "sentence_bert_config.json": {"module_output_name": "pooler_output"}},
+        'module_output_name is "pooler_output", which is not pooled here',
+    ),
+    "images": (
+        {**_PLAIN, "sentence_bert_config.json": {"modality_config": {"image": {}}}},
+        "which is not a text's last hidden state",
+    ),
+    "no length": ({**_PLAIN, "sentence_bert_config.json": {"max_seq_length": 0}}, "max_seq_length is 0, which is less"),
+    "no dimensions": (
+        {**_PLAIN, "config_sentence_transformers.json": {"truncate_dim": 0}},
+        "truncate_dim is 0, which is less than 1",
+    ),
+    "a padding that is a string": ({"config.json": {**BERT, "pad_token_id": "0"}}, 'pad_token_id is "0", which is not'),
+    "labels of tokens beside modules": (
+        {**_PLAIN, "config.json": {**BERT, "architectures": ["BertForTokenClassification"]}},
+        "labels tokens, beside modules that embed",
+    ),
+    "a cross-encoder with a projection": (
+        {
+            "config.json": {**HEAD, "num_labels": 1},
+            "modules.json": [
+                modules()[0],
+                {"idx": 1, "path": "1_Dense", "type": "sentence_transformers.models.Dense"},
+            ],
+            "config_sentence_transformers.json": {"model_type": "CrossEncoder"},
+        },
+        "the modules of a model that scores are Transformer, Dense",
+    ),
+    "a cross-encoder's activation": (
+        {
+            "config.json": {**HEAD, "num_labels": 1},
+            "config_sentence_transformers.json": {
+                "model_type": "CrossEncoder",
+                "activation_fn": "torch.nn.modules.activation.Tanh",
+            },
+        },
+        "asks for an activation that cannot be served",
     ),
     "several flags": ({**_PLAIN, "1_Pooling/config.json": flags("cls_token", "mean_tokens")}, "pooling cls and mean"),
     "no flag": ({**_PLAIN, "1_Pooling/config.json": flags()}, "every pooling_mode is off"),
