@@ -29,6 +29,8 @@ FORMS: Mapping[Task, OutputForm] = MappingProxyType(
 )
 
 _RERANK_WIDTHS = (1, 2)
+# Output layers are padded to a multiple of this at most, so that matrices are quick.
+_VOCABULARY_PADDING = 128
 
 
 def check_output(manifest: Manifest, name: str, dtype: np.dtype[np.generic], shape: Sequence[int | None]) -> None:
@@ -65,7 +67,9 @@ def _check_vectors(manifest: Manifest, name: str, shape: Sequence[int | None]) -
     width, pooled = shape[-1], len(shape) == min(FORMS[Task.EMBED].ranks)
     if manifest.pooling is Pooling.MODEL and not pooled:
         raise _refusal(manifest, name, "has a vector for each token, and `pooling: model` promises one for each text")
-    if width is not None and manifest.vocabulary_size and width >= manifest.vocabulary_size:
+    vocabulary = manifest.vocabulary_size
+    # Proteins, bytes and characters have vocabularies that are narrower than the vectors of their models.
+    if width is not None and vocabulary and vocabulary <= width < vocabulary + _VOCABULARY_PADDING:
         raise _refusal(
             manifest, name, f"is as wide as the vocabulary ({width}): these are logits of tokens, not vectors of texts"
         )

@@ -428,11 +428,22 @@ def test_what_is_not_served_is_refused_by_file_and_key(tmp_path: Path, name: str
         infer_manifest(folder(tmp_path, files))
 
 
+def save_graph(root: Path, output: tuple[int, list[object]]) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["input_ids"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["n", "tokens"])],
+        [helper.make_tensor_value_info("y", *output)],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), root / "model.onnx")
+
+
 @pytest.mark.parametrize(
     ("manifest", "output", "message"),
     [
         ({"task": "embed"}, (TensorProto.INT64, ["n", "tokens", 4]), "has the dtype int64, and vectors are floats"),
         ({"task": "embed"}, (TensorProto.FLOAT, ["n", "tokens", 30522]), "as wide as the vocabulary"),
+        ({"task": "embed"}, (TensorProto.FLOAT, ["n", "tokens", 30592]), "as wide as the vocabulary"),
         ({"task": "embed"}, (TensorProto.FLOAT, ["n"]), "has 1 dimensions"),
         ({"task": "rerank"}, (TensorProto.FLOAT, ["n", 3]), "has 3 scores a text"),
         ({"task": "classify", "labels": ["a", "b"]}, (TensorProto.FLOAT, ["n", 3]), "scores 3 labels, .* has 2"),
@@ -450,16 +461,20 @@ def test_a_graph_whose_output_is_none_of_its_task_s_is_refused_before_it_is_sent
     tmp_path: Path, manifest: dict[str, Any], output: tuple[int, list[object]], message: str
 ) -> None:
     root = folder(tmp_path, {"modelfleet.yaml": manifest})
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["input_ids"], ["y"])],
-        "graph",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["n", "tokens"])],
-        [helper.make_tensor_value_info("y", *output)],
-    )
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), root / "model.onnx")
+    save_graph(root, output)
 
     with pytest.raises(InvalidBundleError, match=message):
         open_directory(root)
+
+
+def test_vectors_may_be_wider_than_a_small_vocabulary(tmp_path: Path) -> None:
+    # As of facebook/esm2_t6_8M_UR50D, which reads proteins.
+    root = folder(tmp_path, {"config.json": {**BERT, "vocab_size": 33}, "modelfleet.yaml": {"task": "embed"}})
+    save_graph(root, (TensorProto.FLOAT, ["n", "tokens", 320]))
+
+    bundle, _ = open_directory(root)
+
+    assert bundle.manifest.vocabulary_size == 33
 
 
 def test_the_page_on_folders_names_every_key_that_is_read() -> None:
