@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 import structlog
 
-from modelfleet.inference.made_inputs import random_tokens, tokens_of
+from modelfleet.inference.made_inputs import random_tokens
 from modelfleet.inference.models import TextModel
 from modelfleet.inference.self_test_runs import SelfTestRuns, cause
 from modelfleet.inference.tokens import Tokens
@@ -37,7 +37,8 @@ async def fit(model: TextModel, runs: SelfTestRuns) -> None:
 
     async def try_id(token_id: int) -> ModelfleetError | None:
         length = min(model.max_tokens, _SHORT)
-        return await _refusal(runs, tokens_of(np.full(length, token_id), [length]))
+        ids = np.full(length, token_id, np.int32)
+        return await _refusal(runs, Tokens.whole(ids, np.array([length], np.int32)))
 
     model.max_tokens = await _largest(model, "number of tokens", range(1, model.max_tokens + 1), try_length)
     if model.vocabulary_size is not None:

@@ -29,20 +29,7 @@ def random_tokens(
     ids = random.integers(0, vocabulary_size or _FEW_IDS, total, dtype=np.int32)
     if (vocabulary_size or _FEW_IDS) > 1:
         ids[ids == pad_token_id] = 1 if pad_token_id == 0 else 0
-    return tokens_of(ids, lengths)
-
-
-def tokens_of(ids: Array, lengths: Sequence[int]) -> Tokens:
-    """Return rows of these ids, one after another."""
-    counts = np.array(lengths, np.int32)
-    return Tokens(
-        ids=ids.astype(np.int32, copy=False),
-        lengths=counts,
-        type_ids=None,
-        offsets=None,
-        window_counts=np.ones_like(counts),
-        token_counts=counts,
-    )
+    return Tokens.whole(ids, np.array(lengths, np.int32))
 
 
 def random_rows(

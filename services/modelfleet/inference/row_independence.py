@@ -16,7 +16,7 @@ import numpy as np
 
 from modelfleet.bundle.graph import Precision, table_rows
 from modelfleet.bundle.manifest import Batching, Manifest, Task
-from modelfleet.inference.made_inputs import random_rows, random_tokens, tokens_of
+from modelfleet.inference.made_inputs import random_rows, random_tokens
 from modelfleet.inference.models import LoadedModel, TensorModel, TextModel
 from modelfleet.inference.self_test_runs import SelfTestRuns, SlowRunError
 from modelfleet.inference.session import Device
@@ -200,7 +200,7 @@ async def _together(runs: SelfTestRuns, payload: Any, lengths: Sequence[int], al
 
 
 def _part(tokens: Tokens, first: int, end: int) -> Tokens:
-    return tokens_of(tokens.ids[tokens.starts[first] : tokens.starts[end]], tokens.lengths[first:end].tolist())
+    return Tokens.whole(tokens.ids[tokens.starts[first] : tokens.starts[end]], tokens.lengths[first:end])
 
 
 def _differ(answers: Sequence[_Answer]) -> bool:

@@ -225,14 +225,10 @@ def _tokens(message: pb.TokenIds) -> Tokens:
                 f"token_ids.{field} ends {size} bytes into a number. Pack little-endian int32.",
                 field=f"token_ids.{field}",
             )
-    lengths = np.frombuffer(message.lengths, "<i4")
-    return Tokens(
+    return Tokens.whole(
         ids=np.frombuffer(message.ids, "<i4"),
-        lengths=lengths,
+        lengths=np.frombuffer(message.lengths, "<i4"),
         type_ids=np.frombuffer(message.type_ids, np.uint8) if message.type_ids else None,
-        offsets=None,
-        window_counts=np.ones_like(lengths),
-        token_counts=lengths,
     )
 
 

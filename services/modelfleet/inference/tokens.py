@@ -1,6 +1,7 @@
 """The texts of one request as token ids, between tokenization and the session."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,13 @@ class Tokens:
     def __post_init__(self) -> None:
         starts = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
         object.__setattr__(self, "starts", starts)
+
+    @classmethod
+    def whole(
+        cls, ids: NDArray[np.int32], lengths: NDArray[np.int32], type_ids: NDArray[np.uint8] | None = None
+    ) -> Self:
+        """Return texts of which nothing was cut, each one window of its own."""
+        return cls(ids, lengths, type_ids, None, np.ones_like(lengths), lengths)
 
     def usage(self) -> list["TextUsage"]:
         """Return what was done with each text."""

@@ -270,8 +270,7 @@ async def test_a_version_no_longer_assigned_is_unloaded_when_its_last_request_ha
 
 
 async def embed(engine: Engine, model: LoadedModel) -> list[np.ndarray]:
-    counts = np.array([1], np.int32)
-    tokens = Tokens(np.array([5], np.int32), counts, None, None, counts, counts)
+    tokens = Tokens.whole(np.array([5], np.int32), np.array([1], np.int32))
     return await engine.submit(model, tokens, [1], deadline=float("inf"))
 
 

@@ -94,7 +94,7 @@ def answers(results: Sequence[Sequence[np.ndarray]]) -> list[float]:
 def tokens(*texts: Sequence[int]) -> Tokens:
     counts = np.array([len(text) for text in texts], np.int32)
     ids = np.concatenate([np.array(text, np.int32) for text in texts])
-    return Tokens(ids, counts, None, None, np.ones_like(counts), counts)
+    return Tokens.whole(ids, counts)
 
 
 async def embed(engine: Engine, model: TextModel, *texts: Sequence[int], deadline: float = math.inf) -> np.ndarray:

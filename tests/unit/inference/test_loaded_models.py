@@ -24,7 +24,7 @@ def rows_of(payload: object, *lengths: int) -> list[Row[Job]]:
 def tokens(*texts: list[int], type_ids: list[int] | None = None) -> Tokens:
     lengths = np.array([len(text) for text in texts], np.int32)
     types = None if type_ids is None else np.array(type_ids, np.uint8)
-    return Tokens(np.concatenate(texts).astype(np.int32), lengths, types, None, np.ones_like(lengths), lengths)
+    return Tokens.whole(np.concatenate(texts).astype(np.int32), lengths, types)
 
 
 def text_model(directory: Path, graph: ModelProto, task: Task, **manifest: object) -> TextModel:

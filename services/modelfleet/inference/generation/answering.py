@@ -282,14 +282,7 @@ def _room(model: GenerativeModel, prompt: NDArray[np.int32], options: Options) -
 
 
 def _checked_ids(ids: NDArray[np.int32], manifest: Manifest) -> NDArray[np.int32]:
-    tokens = Tokens(
-        ids=ids,
-        lengths=np.array([len(ids)], np.int32),
-        type_ids=None,
-        offsets=None,
-        window_counts=np.ones(1, np.int32),
-        token_counts=np.array([len(ids)], np.int32),
-    )
+    tokens = Tokens.whole(ids, np.array([len(ids)], np.int32))
     assert manifest.max_tokens
     check_token_ids(tokens, manifest.max_tokens, manifest.vocabulary_size, type_count=None)
     return ids
