@@ -109,11 +109,11 @@ class SelfTestRuns:
         """Do as the model does, and keep what it raises."""
         try:
             results = self.model.reduce(outputs, rows)
-            if len(results) != len(rows):
-                raise InvalidBundleError(f"{len(rows)} rows are answered with {len(results)}.")  # noqa: TRY301
         except Exception as error:
             self._refused = self._refused or error
             raise
+        if len(results) != len(rows):
+            self._refused = self._refused or InvalidBundleError(f"{len(rows)} rows are answered with {len(results)}.")
         return results
 
     def new_cancellation(self) -> RunCancellation:

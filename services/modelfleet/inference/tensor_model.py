@@ -7,41 +7,27 @@ import numpy as np
 
 from modelfleet.bundle.manifest import Batching, Manifest
 from modelfleet.inference.batching import BatchLimits, Row
-from modelfleet.inference.canary import Canary
 from modelfleet.inference.finiteness import is_finite, not_finite
 from modelfleet.inference.jobs import Job
-from modelfleet.inference.memory_budget import SessionMemory
 from modelfleet.inference.session import RefusedInputs, RunCancellation, Session
-from modelfleet.inference.sharing import UNPROVED
-from modelfleet.inference.statistics import ModelRecord
+from modelfleet.inference.session_model import SessionModel
 from modelfleet.inference.tensor_spec import Array
 from modelfleet.runtime.errors import InvalidBundleError, InvalidInputError, NotFiniteError
 
 Inputs = Mapping[str, Array]
 
 
-class TensorModel:
+class TensorModel(SessionModel):
     """
     A model of any tensors; a dict of arrays by input name is the payload of its requests.
 
     Where rows may share a batch, the first dimension of every input and output counts them, and requests whose other
     dimensions are equal run together. Otherwise a request is one row and runs alone.
-
-    `canary` is there once it is warmed up; where it has none, `unwatched` says why.
     """
 
     def __init__(self, name: str, manifest: Manifest, session: Session, limits: BatchLimits) -> None:
-        self.name = name
-        self.manifest = manifest
-        self.session = session
-        self.record = ModelRecord()
-        self.memory = SessionMemory()
-        self.self_tested = False
-        self.canary: Canary | None = None
-        self.unwatched = ""
+        super().__init__(name, manifest, session, limits)
         self._outputs = [spec.name for spec in session.outputs]
-        self._device_limits = limits
-        self.sharing = UNPROVED
 
     @property
     def widest(self) -> Batching:
@@ -59,15 +45,6 @@ class TensorModel:
     def limits(self) -> BatchLimits:
         """What one batch may hold, in rows."""
         return self._device_limits if self.batches else replace(self._device_limits, max_rows=1)
-
-    @property
-    def notes(self) -> str:
-        """What is to be known of it beside that it is READY."""
-        return "; ".join(filter(None, (self.sharing.note, self.unwatched)))
-
-    def bound(self, limits: BatchLimits) -> None:
-        """Set what a batch may hold on this device."""
-        self._device_limits = limits
 
     def collate(self, rows: Sequence[Row[Job]]) -> Inputs:
         """Return the rows' elements, one after another."""
@@ -109,7 +86,3 @@ class TensorModel:
         if self.manifest.allow_nan or all(map(is_finite, outputs)):
             return outputs
         return not_finite(self.name, "Set `allow_nan: true` in its manifest if that is an answer.")
-
-    def new_cancellation(self) -> RunCancellation:
-        """Return what can stop one run."""
-        return RunCancellation()

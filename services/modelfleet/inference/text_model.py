@@ -11,13 +11,10 @@ from modelfleet.bundle.graph import table_rows
 from modelfleet.bundle.manifest import Batching, Manifest, Pooling, Task
 from modelfleet.bundle.task_outputs import FORMS, check_output
 from modelfleet.inference.batching import BatchLimits, Row
-from modelfleet.inference.canary import Canary
 from modelfleet.inference.finiteness import finite_rows, not_finite
 from modelfleet.inference.jobs import Job
-from modelfleet.inference.memory_budget import SessionMemory
 from modelfleet.inference.session import RefusedInputs, RunCancellation, Session
-from modelfleet.inference.sharing import UNPROVED
-from modelfleet.inference.statistics import ModelRecord
+from modelfleet.inference.session_model import SessionModel
 from modelfleet.inference.tasks import classify, embed, rerank
 from modelfleet.inference.tensor_spec import Array, TensorSpec
 from modelfleet.inference.tokens import Tokens
@@ -31,24 +28,16 @@ _ROWS_OF_NUMBERS = 2  # [rows, numbers]
 _TEXT_INPUTS = frozenset({"input_ids", "token_type_ids", "attention_mask", "position_ids"})
 
 
-class TextModel:
+class TextModel(SessionModel):
     """
     A model whose rows are sequences of token ids; `Tokens` are the payload of its requests.
 
     Where the graph fixes how many rows or tokens it takes, batches are filled up to that. `max_tokens`,
     `vocabulary_size` and `type_count` are what the graph can do, None where nobody knows; a self-test may lower them.
-    `canary` is there once it is warmed up; where it has none, `unwatched` says why.
     """
 
     def __init__(self, name: str, manifest: Manifest, session: Session, limits: BatchLimits) -> None:
-        self.name = name
-        self.manifest = manifest
-        self.session = session
-        self.record = ModelRecord()
-        self.memory = SessionMemory()
-        self.self_tested = False
-        self.canary: Canary | None = None
-        self.unwatched = ""
+        super().__init__(name, manifest, session, limits)
         self._inputs = {spec.name: spec.dtype for spec in session.inputs}
         self.fixed_rows, self.fixed_tokens = _fixed_axes(session.inputs)
         assert manifest.max_tokens
@@ -58,8 +47,6 @@ class TextModel:
         self.type_count = tables.get("token_type_ids")
         self.output = _chosen_output(session, manifest.output)
         self._reduce = _reduction(manifest, self.output)
-        self._device_limits = limits
-        self.sharing = UNPROVED
 
     @property
     def widest(self) -> Batching:
@@ -78,15 +65,6 @@ class TextModel:
         if batching is Batching.ALONE:
             return replace(limits, max_rows=1)
         return replace(limits, max_rows=min(limits.max_rows, self.fixed_rows or limits.max_rows))
-
-    @property
-    def notes(self) -> str:
-        """What is to be known of it beside that it is READY."""
-        return "; ".join(filter(None, (self.sharing.note, self.unwatched)))
-
-    def bound(self, limits: BatchLimits) -> None:
-        """Set what a batch may hold on this device."""
-        self._device_limits = limits
 
     def collate(self, rows: Sequence[Row[Job]]) -> Inputs:
         """Return token ids padded to the longest row, and what else the graph asks for: each [rows, tokens]."""
@@ -128,10 +106,6 @@ class TextModel:
         # An activation hides an infinite logit. Of longer outputs only what was read of them counts.
         finite = finite_rows(numbers if numbers.ndim <= _ROWS_OF_NUMBERS else results)
         return [row if good else not_finite(self.name) for row, good in zip(results, finite, strict=True)]
-
-    def new_cancellation(self) -> RunCancellation:
-        """Return what can stop one run."""
-        return RunCancellation()
 
 
 def _fixed_axes(specs: Sequence[TensorSpec]) -> tuple[int | None, int | None]:
