@@ -7,13 +7,14 @@ from typing import Any
 
 from modelfleet.runtime.errors import InvalidBundleError
 
+_SHOWN = 100  # characters of a value
+
 
 class ConfigFile:
     """One JSON object. A key that is absent, or null, is None; `there` says whether the file exists."""
 
     def __init__(self, root: Path, name: str) -> None:
         self.path = root / name
-        self.name = name
         value = read_json(self.path, {})
         if not isinstance(value, dict):
             raise InvalidBundleError(f"{self.path} is not a JSON object. Fetch it again.", field=name)
@@ -76,9 +77,6 @@ class ConfigFile:
         if value is not None and not fits(value):
             raise self.refusal(key, f"is not {kind}", "Correct it")
         return value
-
-
-_SHOWN = 100
 
 
 def read_json(path: Path, absent: object) -> object:

@@ -142,18 +142,17 @@ def _text(root: Path, config: ConfigFile, given: Config) -> dict[str, object]:
 
 def _embedding(root: Path, given: Config) -> dict[str, object]:
     """Return what sentence-transformers' own files say; a plain encoder is pooled by the mean."""
-    if given.get("pooling"):
-        return sentence_transformers.embedding(root, sentence_transformers.modules(root), pooled=True)
-    return {"pooling": Pooling.MEAN} | sentence_transformers.embedding(root, sentence_transformers.modules(root))
+    steps, pooled = sentence_transformers.modules(root), bool(given.get("pooling"))
+    return {"pooling": Pooling.MEAN} | sentence_transformers.embedding(root, steps, pooled=pooled)
 
 
 def _labelling(root: Path, config: ConfigFile, given: Config) -> dict[str, object]:
     labels = given.get("labels") or transformers_config.labels(config)
     said = sentence_transformers.cross_encoder(root, sentence_transformers.modules(root))
-    if not given.get("activation") and (said or sentence_transformers.kind(root) is Kind.CROSS_ENCODER):
-        return {"labels": labels, "activation": transformers_config.relevance(config, said, len(labels))}
     if given.get("activation"):
         return {"labels": labels}
+    if said or sentence_transformers.kind(root) is Kind.CROSS_ENCODER:
+        return {"labels": labels, "activation": transformers_config.relevance(config, said, len(labels))}
     return {"labels": labels, "activation": transformers_config.activation(config, len(labels))}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import structlog
@@ -154,7 +155,7 @@ async def _test_tensors(model: TensorModel, runs: SelfTestRuns, growth: BatchGro
 async def _grown(model: TensorModel, growth: BatchGrowth, smallest: Inputs, largest: Inputs) -> Trial:
     if not model.batches:
         for inputs in (smallest, largest):
-            await growth.largest(lambda _, inputs=inputs: (inputs, [1]), 1)  # type: ignore[misc]
+            await growth.largest(partial(_alone, inputs), 1)
         return Trial(smallest, [1])
 
     def batch(rows: int) -> tuple[Inputs, list[int]]:
@@ -163,6 +164,10 @@ async def _grown(model: TensorModel, growth: BatchGrowth, smallest: Inputs, larg
     limits = model.limits
     model.bound(replace(limits, max_tokens=await growth.largest(batch, limits.max_tokens)))
     return Trial(smallest, [1] * len(next(iter(smallest.values()))))
+
+
+def _alone(inputs: Inputs, _rows: int) -> tuple[Inputs, list[int]]:
+    return inputs, [1]
 
 
 async def _canary(model: LoadedModel, engine: Engine, trial: Trial, tolerance: float) -> Canary:
