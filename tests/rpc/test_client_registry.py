@@ -65,6 +65,7 @@ async def test_a_push_may_place_the_model_and_it_stays_there_until_it_is_placed_
     await call(targets, "push", bundle, paths, "m", alias="stable")
     (model,) = await call(targets, "models")
     assert model.pools == ("gpu", "large")
+    assert await call(targets, "get_model", "m") == model
 
     placed = await call(targets, "place_model", "m")
 
@@ -215,3 +216,5 @@ async def test_lists_are_read_to_their_end(call: Caller, targets: dict[str, str]
 async def test_an_unknown_model_is_told(call: Caller, targets: dict[str, str]) -> None:
     with pytest.raises(ModelNotFoundError, match="'absent'"):
         await call(targets, "model_versions", "absent")
+    with pytest.raises(ModelNotFoundError, match="'absent'"):
+        await call(targets, "get_model", "absent")

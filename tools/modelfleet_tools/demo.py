@@ -11,7 +11,7 @@ from modelfleet.runtime.errors import InternalError
 
 from modelfleet_tools.cluster import LocalCluster, Service
 from modelfleet_tools.output import tell
-from modelfleet_tools.registry import push_folder
+from modelfleet_tools.pushing import push_folder
 from modelfleet_tools.requests import print_entities
 from modelfleet_tools.samples import fetch_sample, find_sample, is_whole
 from modelfleet_tools.samples_commands import SAMPLES_FOLDER

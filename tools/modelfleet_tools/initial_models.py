@@ -26,7 +26,7 @@ from modelfleet_tools.health import wait_until_healthy
 from modelfleet_tools.importing import SCHEME, fetch, keep_graph
 from modelfleet_tools.options import open_client
 from modelfleet_tools.output import tell, tell_error
-from modelfleet_tools.registry import push_folder
+from modelfleet_tools.pushing import aliases_of, push_folder
 
 if TYPE_CHECKING:  # obstore has it in its hints only
     from obstore.store import ClientConfig
@@ -68,8 +68,7 @@ def register(client: Client, model: InitialModel) -> None:
 
     An alias that exists stays where it is: since the first install, a rollout may have moved it.
     """
-    aliases = next((found.aliases for found in client.models() if found.model == model.name), {})
-    if number := aliases.get(model.alias):
+    if number := aliases_of(client, model.name).get(model.alias):
         tell(f"{model.name}@{model.alias} is there already: version {number}. Other versions come by rollouts.")
         return
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""`modelfleet push | models | alias | place`."""
+"""`modelfleet push | models | alias | place | delete`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from modelfleet.bundle.directory import open_directory
 from modelfleet.bundle.reference import ModelReference, check_alias_name, check_model_name
-from modelfleet.client.answers import Model, ModelVersion, Pushed
+from modelfleet.client.answers import Model, ModelVersion
 from modelfleet.client.client import Client
 from modelfleet.runtime.errors import UnavailableError
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from modelfleet_tools.consent import ForceOption, require_consent
 from modelfleet_tools.loading_wait import wait_until_loaded
@@ -25,6 +22,7 @@ from modelfleet_tools.options import (
     open_client,
 )
 from modelfleet_tools.output import print_json, print_table, tell
+from modelfleet_tools.pushing import aliases_of, push_folder
 
 _DIGITS = 12
 
@@ -75,7 +73,7 @@ def push(
     with open_client(manager=manager, timeout_s=min(timeout, DEFAULT_TIMEOUT_S)) as client:
         pushed = push_folder(client, folder, name, None, pools=pool or (), timeout_s=timeout)
         version = pushed.model_version
-        named = _named_before(client, name)
+        named = aliases_of(client, name)
         if alias and named.get(alias) != version.model_version:
             if alias in named:
                 require_consent(
@@ -101,12 +99,6 @@ def push(
     print(f"{name}@{version.model_version} {what}" + (f"; {name}@{alias} names it" if alias else ""))
     if not alias:
         tell(_how_to_serve(name, version.model_version, named))
-
-
-def _named_before(client: Client, name: str) -> dict[str, int]:
-    """Return what each alias of a model names."""
-    found = next((model for model in client.models() if model.model == name), None)
-    return dict(found.aliases) if found else {}
 
 
 def _how_to_serve(name: str, number: int, aliases: Mapping[str, int]) -> str:
@@ -164,7 +156,7 @@ def alias(
     if delete == (model_version is not None):
         raise typer.BadParameter("Give the NUMBER of a version, or --delete.")
     with open_client(manager=manager, timeout_s=timeout) as client:
-        before = _named_before(client, parsed.model).get(parsed.alias)
+        before = aliases_of(client, parsed.model).get(parsed.alias)
         if model_version is None:
             if before:
                 require_consent(f"Requests for {parsed}, which names {parsed.model}@{before}, would fail.", force=force)
@@ -228,29 +220,6 @@ def place(
         placed = client.place_model(model, pools or ())
         _tell_of_unknown_pools(client, placed.pools)
     print(f"{model} is served by " + (f"the pools {', '.join(placed.pools)}" if placed.pools else "every pool"))
-
-
-def push_folder(
-    client: Client, folder: Path, name: str, alias: str | None, *, pools: Sequence[str] = (), timeout_s: float
-) -> Pushed:
-    """Register a folder's bundle, with a bar of progress on a terminal's standard error."""
-    tell(f"Reading {folder} …")
-    bundle, paths = open_directory(folder)
-    bar = Progress(
-        TextColumn("Sending"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=Console(stderr=True)
-    )
-    bar.disable = not bar.console.is_terminal
-    with bar:
-        task = bar.add_task("send", total=None, visible=False)  # until it is known how much there is
-        return client.push(
-            bundle,
-            paths,
-            name,
-            alias=alias or "",
-            pools=pools,
-            progress=lambda sent, total: bar.update(task, completed=sent, total=total, visible=total > 0),
-            timeout_s=timeout_s,
-        )
 
 
 def _tell_of_unknown_pools(client: Client, pools: Sequence[str]) -> None:

@@ -111,6 +111,7 @@ class AsyncClient:
     tokenize = _awaiting(tokenizer_calls.tokenize)
     detokenize = _awaiting(tokenizer_calls.detokenize)
     models = _awaiting(manager_calls.models)
+    get_model = _awaiting(manager_calls.get_model)
     model_versions = _awaiting(manager_calls.model_versions)
     get_model_version = _awaiting(manager_calls.get_model_version)
     push = _awaiting(manager_calls.push)

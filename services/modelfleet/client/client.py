@@ -114,6 +114,7 @@ class Client:
     tokenize = _blocking(tokenizer_calls.tokenize)
     detokenize = _blocking(tokenizer_calls.detokenize)
     models = _blocking(manager_calls.models)
+    get_model = _blocking(manager_calls.get_model)
     model_versions = _blocking(manager_calls.model_versions)
     get_model_version = _blocking(manager_calls.get_model_version)
     push = _blocking(manager_calls.push)

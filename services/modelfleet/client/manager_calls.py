@@ -18,6 +18,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 _PATH = "/modelfleet.api.manager.v1.ModelService"
 FIND_MISSING_BLOBS = Method(Service.MANAGER, f"{_PATH}/FindMissingBlobs", pb.FindMissingBlobsResponse)
 PUSH_MODEL_VERSION = Method(Service.MANAGER, f"{_PATH}/PushModelVersion", pb.PushModelVersionResponse)
+GET_MODEL = Method(Service.MANAGER, f"{_PATH}/GetModel", pb.GetModelResponse)
 LIST_MODELS = Method(Service.MANAGER, f"{_PATH}/ListModels", pb.ListModelsResponse)
 GET_MODEL_VERSION = Method(Service.MANAGER, f"{_PATH}/GetModelVersion", pb.GetModelVersionResponse)
 LIST_MODEL_VERSIONS = Method(Service.MANAGER, f"{_PATH}/ListModelVersions", pb.ListModelVersionsResponse)
@@ -40,6 +41,12 @@ def models(*, timeout_s: float | None = None) -> Procedure[tuple[Model, ...]]:
         if not page.next_page_token:
             return tuple(found)
         request = pb.ListModelsRequest(page_token=page.next_page_token)
+
+
+def get_model(model: str, *, timeout_s: float | None = None) -> Procedure[Model]:
+    """Return a registered model. Raises ModelNotFoundError."""
+    response = yield from ask(GET_MODEL, pb.GetModelRequest(model=model), timeout_s)
+    return _model(response.model)
 
 
 def model_versions(model: str, *, timeout_s: float | None = None) -> Procedure[tuple[ModelVersion, ...]]:

@@ -15,7 +15,7 @@ from modelfleet_tools.extras import needs_extra
 from modelfleet_tools.labelled_texts import LabelledTexts, read_labelled
 from modelfleet_tools.options import InferenceOption, JsonOption, ManagerOption, open_client
 from modelfleet_tools.output import print_json, print_table, tell
-from modelfleet_tools.registry import push_folder
+from modelfleet_tools.pushing import push_folder
 
 _PUSH_S = 600
 _MODELS = Path(".cache/trained")
